@@ -1,0 +1,84 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""Tensors with a JSON description in one safetensors file: written whole or not at all, checked when read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers.utils import cached_file
+
+from .errors import CheckpointError
+
+
+FORMAT_VERSION = 1
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary name beside `path`, renamed to `path` once the block has ended without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(descriptor)
+    try:
+        yield Path(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def write_tensors(path: str | os.PathLike, tensors: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
+    """Write tensors and a JSON-ready description of them to one safetensors file."""
+    header = {"format": "pt", "nemo": json.dumps({"format": FORMAT_VERSION, **description})}
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata=header)
+
+
+def read_tensors(source: str | os.PathLike, file_name: str, **hub_kwargs: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """
+    Read what [`write_tensors`] wrote.
+
+    Args:
+        source (`str` or `os.PathLike`): a folder, or a repository on the Hub.
+        file_name (`str`): the file in it.
+        hub_kwargs: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, as everywhere in transformers.
+
+    Returns:
+        The tensors by name, and the description.
+
+    Raises:
+        [`~nemo_hf.errors.CheckpointError`]: if the file is missing, damaged, or of a newer format.
+    """
+    path = cached_file(str(source), file_name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    if path is None:
+        raise CheckpointError(
+            f"There is no {file_name} in {source}. It is written beside a modular checkpoint once statistics were collected "
+            "(`trainer.collect_statistics(dataset).save_pretrained(folder)`)."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = json.loads((file.metadata() or {})["nemo"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or was not written by nemo_hf ({error}).") from error
+    if not isinstance(description, dict) or not isinstance(description.get("format"), int):
+        raise CheckpointError(f"{path} is damaged or was not written by nemo_hf (no description).")
+    if description["format"] > FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format {description['format']}, newer than this nemo_hf reads. Upgrade nemo_hf.")
+    return tensors, description

@@ -1,0 +1,75 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""Pure functions that cut the tensors of linear layers: rows, columns, padded heads, folded constants."""
+
+from __future__ import annotations
+
+import torch
+
+
+PADDING = -1  # in an index of rows or columns: a position that stays zero
+
+
+def take_rows(tensor: torch.Tensor, index: torch.Tensor, gates: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Output units of a weight or a bias, each multiplied by its constant gate.
+
+    Args:
+        tensor (`torch.Tensor` of shape `(out_features, ...)`): a weight or a bias.
+        index (`torch.Tensor` of shape `(kept,)`): the units to keep, in order; [`PADDING`] gives a zero unit.
+        gates (`torch.Tensor` of shape `(out_features,)`, *optional*): what multiplies each unit.
+
+    Returns:
+        `torch.Tensor` of shape `(kept, ...)`.
+    """
+    scale = torch.ones(tensor.shape[0]) if gates is None else gates
+    scale = torch.where(index == PADDING, 0.0, scale.float()[index.clamp(min=0)]).to(tensor.device, tensor.dtype)
+    rows = tensor[index.clamp(min=0).to(tensor.device)]
+    return rows * scale.view(-1, *[1] * (tensor.dim() - 1))
+
+
+def take_columns(weight: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """
+    Input features of a weight of shape `(out_features, in_features)`; [`PADDING`] gives a zero column.
+
+    Returns:
+        `torch.Tensor` of shape `(out_features, kept)`.
+    """
+    return take_rows(weight.T, index).T.contiguous()
+
+
+def padded_heads(keep: torch.Tensor, heads: torch.Tensor, size: int) -> torch.Tensor:
+    """
+    The index of the kept units of some heads, every head padded to one size.
+
+    Args:
+        keep (`torch.Tensor` of shape `(num_heads, head_size)`): booleans.
+        heads (`torch.Tensor` of shape `(kept_heads,)`): the heads, in order.
+        size (`int`): units per head in the result; at least the largest number of kept units.
+
+    Returns:
+        `torch.Tensor` of shape `(kept_heads * size,)`: positions in the flattened heads, or [`PADDING`].
+    """
+    index = torch.full((len(heads), size), PADDING)
+    for row, head in enumerate(heads.tolist()):
+        units = keep[head].nonzero().flatten()
+        index[row, : len(units)] = head * keep.shape[1] + units
+    return index.flatten()
+
+
+def folded_bias(weight: torch.Tensor, bias: torch.Tensor | None, dropped: torch.Tensor, constant: float) -> torch.Tensor | None:
+    """
+    The bias of a layer whose dropped inputs had a constant value: what they contributed moves into the bias.
+
+    Args:
+        weight (`torch.Tensor` of shape `(out_features, in_features)`): the uncut weight.
+        bias (`torch.Tensor` of shape `(out_features,)`, *optional*): its bias.
+        dropped (`torch.Tensor` of shape `(in_features,)`): booleans.
+        constant (`float`): the value of the dropped inputs.
+
+    Returns:
+        `torch.Tensor` of shape `(out_features,)`, or `None` where there was no bias and the constant is zero.
+    """
+    if constant == 0 or not dropped.any():
+        return bias
+    contribution = constant * weight[:, dropped.to(weight.device)].sum(1)
+    return contribution if bias is None else bias + contribution

@@ -1,0 +1,225 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""One streaming pass over the data that counts, for every label and neuron, how often the gate is open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from . import metrics
+from .errors import CheckpointError, NemoValueError
+from .files import read_tensors, write_tensors
+from .masking import masked_layers, record_masks
+from .module_masks import ModuleMasks
+
+
+STATISTICS_FILE = "neuron_statistics.safetensors"
+RESERVOIR_SAMPLES = 200  # per label, fewer if all labels together would exceed the bytes below
+RESERVOIR_BYTES = 64 * 2**20
+
+
+class NeuronStatistics:
+    """
+    Per label and neuron: the number of samples with an open gate and the sum of gates. Memory is O(labels × neurons), whatever the
+    number of samples; a seeded reservoir of bit-packed samples allows the cohesion to be estimated later.
+
+    Args:
+        labels (`list[str]`): the names of the labels, by id.
+        layers (`Mapping[str, int]`): layer name → number of neurons.
+        seed (`int`, *optional*, defaults to 0): of the reservoir.
+
+    Attributes:
+        num_samples (`torch.Tensor` of shape `(num_labels,)`): samples seen.
+        open_counts (`torch.Tensor` of shape `(num_labels, num_neurons)`): samples with an open gate, all layers side by side.
+        gate_sums (`torch.Tensor` of shape `(num_labels, num_neurons)`): sums of gates.
+    """
+
+    def __init__(self, labels: list[str], layers: Mapping[str, int], seed: int = 0):
+        self.labels = list(labels)
+        self.layers = dict(layers)
+        neurons = sum(self.layers.values())
+        self.num_samples = torch.zeros(len(self.labels), dtype=torch.int64)
+        self.open_counts = torch.zeros(len(self.labels), neurons, dtype=torch.int32)
+        self.gate_sums = torch.zeros(len(self.labels), neurons)
+        # The reservoir keeps the samples with the smallest random keys: whole, unbiased, and independent of batch sizes.
+        row_bytes = (neurons + 7) // 8
+        size = max(2, min(RESERVOIR_SAMPLES, RESERVOIR_BYTES // max(1, len(self.labels) * row_bytes)))
+        self._keys = np.full((len(self.labels), size), np.inf)
+        self._bits = np.zeros((len(self.labels), size, row_bytes), dtype=np.uint8)
+        self._generator = np.random.default_rng(seed)
+
+    @torch.no_grad()
+    def update(self, gates: Mapping[str, torch.Tensor], labels: torch.Tensor) -> None:
+        """
+        Count one batch.
+
+        Args:
+            gates (`Mapping[str, torch.Tensor]`): layer name → gates of shape `(batch_size, num_neurons)`.
+            labels (`torch.Tensor` of shape `(batch_size,)`): ids.
+
+        Raises:
+            [`~nemo_hf.errors.NemoValueError`]: if an id has no label.
+        """
+        ids = labels.cpu()
+        if ids.dim() != 1 or ids.is_floating_point() or (len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.labels)):
+            raise NemoValueError(
+                f"Statistics need one integer label from 0 to {len(self.labels) - 1} per sample (`model.config.num_labels`), got "
+                f"{labels.dtype} of shape {tuple(labels.shape)} with values up to {labels.max().item() if len(ids) else '-'}."
+            )
+        joined = torch.cat([gates[layer].float() for layer in self.layers], dim=1)
+        is_open = joined > 0
+        device = joined.device
+        self.num_samples += torch.bincount(ids, minlength=len(self.labels))
+        self.open_counts = self.open_counts.to(device).index_add_(0, labels.to(device), is_open.to(torch.int32))
+        self.gate_sums = self.gate_sums.to(device).index_add_(0, labels.to(device), joined)
+        self._sample(is_open, ids.numpy())
+
+    def _sample(self, is_open: torch.Tensor, ids: np.ndarray) -> None:
+        keys = self._generator.random(len(ids))
+        candidates = np.flatnonzero(keys < self._keys.max(axis=1)[ids])  # ever fewer as the reservoir fills
+        if not len(candidates):
+            return
+        packed = np.packbits(is_open[torch.from_numpy(candidates).to(is_open.device)].cpu().numpy(), axis=1)
+        for row, index in zip(packed, candidates, strict=True):
+            label = ids[index]
+            slot = self._keys[label].argmax()
+            if keys[index] < self._keys[label, slot]:
+                self._keys[label, slot] = keys[index]
+                self._bits[label, slot] = row
+
+    def frequency(self) -> torch.Tensor:
+        """Share of a label's samples with an open gate, of shape `(num_labels, num_neurons)`; 0 for labels without samples."""
+        return self.open_counts.cpu() / self.num_samples.clamp(min=1)[:, None]
+
+    def module_masks(self, threshold: float = 0.9) -> ModuleMasks:
+        """
+        The neurons that at least a share `threshold` of the samples of a label opens (NeMo, arXiv 2508.11348, section 3). A layer
+        that would be empty keeps its single most frequent neuron.
+
+        Args:
+            threshold (`float`, *optional*, defaults to 0.9): share of samples in (0, 1].
+
+        Returns:
+            [`ModuleMasks`]: masks and class-mean gates of every label that has samples.
+
+        Raises:
+            [`~nemo_hf.errors.NemoValueError`]: if the threshold is outside (0, 1] or no sample was counted.
+        """
+        if not isinstance(threshold, int | float) or not 0 < threshold <= 1:
+            raise NemoValueError(f"threshold is a share of samples and must be in (0, 1], got {threshold!r}.")
+        seen = torch.nonzero(self.num_samples).flatten().tolist()
+        if not seen:
+            raise NemoValueError("These statistics count no samples. Collect them over a dataset first.")
+        # Integers are compared, so that 9 of 10 samples reach a threshold of 0.9 whatever the rounding.
+        needed = torch.ceil(self.num_samples.double() * threshold - 1e-9)[:, None]
+        open_counts = self.open_counts.cpu()
+        selected = (open_counts >= needed).split(list(self.layers.values()), dim=1)
+        counts = open_counts.split(list(self.layers.values()), dim=1)
+        means = (self.gate_sums.cpu() / self.num_samples.clamp(min=1)[:, None]).split(list(self.layers.values()), dim=1)
+        masks: dict[str, dict[str, torch.Tensor]] = {self.labels[i]: {} for i in seen}
+        gates: dict[str, dict[str, torch.Tensor]] = {self.labels[i]: {} for i in seen}
+        for column, layer in enumerate(self.layers):
+            for i in seen:
+                mask = selected[column][i].clone()
+                if not mask.any():
+                    mask[counts[column][i].argmax()] = True
+                masks[self.labels[i]][layer] = mask
+                gates[self.labels[i]][layer] = means[column][i]
+        return ModuleMasks(masks, gates, threshold)
+
+    def cohesion(self, threshold: float = 0.9) -> float:
+        """Cohesion ([`metrics.cohesion`]) over the samples of the reservoir."""
+        label_index, slot = np.nonzero(np.isfinite(self._keys))
+        neurons = sum(self.layers.values())
+        bits = np.unpackbits(self._bits[label_index, slot], axis=1, count=neurons)
+        return metrics.cohesion(torch.from_numpy(bits).bool(), torch.from_numpy(label_index), threshold).item()
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Write `neuron_statistics.safetensors`, from which modules can be extracted later without data."""
+        tensors = {
+            "num_samples": self.num_samples,
+            "open_counts": self.open_counts,
+            "gate_sums": self.gate_sums,
+            "reservoir_keys": torch.from_numpy(self._keys),
+            "reservoir_bits": torch.from_numpy(self._bits),
+        }
+        description = {"kind": "neuron_statistics", "labels": self.labels, "layers": self.layers}
+        write_tensors(os.path.join(save_directory, STATISTICS_FILE), tensors, description)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike, **hub_kwargs: Any) -> NeuronStatistics:
+        """
+        Read `neuron_statistics.safetensors` from a folder or a repository.
+
+        Raises:
+            [`~nemo_hf.errors.CheckpointError`]: if the file is missing or damaged.
+        """
+        tensors, description = read_tensors(source, STATISTICS_FILE, **hub_kwargs)
+        try:
+            statistics = cls(description["labels"], description["layers"])
+            for name in ("num_samples", "open_counts", "gate_sums"):
+                if tensors[name].shape != getattr(statistics, name).shape:
+                    raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}")
+                setattr(statistics, name, tensors[name].to(getattr(statistics, name).dtype))
+            keys, bits = tensors["reservoir_keys"].numpy(), tensors["reservoir_bits"].numpy()
+            if keys.shape != bits.shape[:2] or bits.shape[::2] != statistics._bits.shape[::2]:
+                raise ValueError(f"the reservoir has shapes {keys.shape} and {bits.shape}")
+            statistics._keys, statistics._bits = keys, bits
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{STATISTICS_FILE} in {source} is damaged ({error!r}).") from error
+        return statistics
+
+    def __repr__(self) -> str:
+        neurons = sum(self.layers.values())
+        return f"NeuronStatistics({len(self.labels)} labels, {neurons} neurons, {int(self.num_samples.sum())} samples)"
+
+
+def collect_statistics(
+    model: nn.Module,
+    dataloader: Iterable[Mapping[str, torch.Tensor]],
+    labels_name: str = "labels",
+    seed: int = 0,
+    disable_tqdm: bool = False,
+) -> NeuronStatistics:
+    """
+    Stream once over the data, in evaluation mode, and count the open gates. Pass the training set without augmentation.
+
+    Args:
+        model (`nn.Module`): a modular model.
+        dataloader (`Iterable`): batches as dictionaries with the model's inputs and integer labels.
+        labels_name (`str`, *optional*, defaults to `"labels"`): the key of the labels in a batch.
+        seed (`int`, *optional*, defaults to 0): of the reservoir of samples.
+        disable_tqdm (`bool`, *optional*, defaults to `False`): no progress bar.
+
+    Returns:
+        [`NeuronStatistics`]: the counts.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: if the model has no masks or a batch no labels.
+    """
+    layers = {name: layer.out_features for name, layer in masked_layers(model).items()}
+    if not layers:
+        raise NemoValueError(f"This {type(model).__name__} has no masks. Train it with `ModularTrainer` first.")
+    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    statistics = NeuronStatistics(names, layers, seed=seed)
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in tqdm(dataloader, desc="Neuron statistics", disable=disable_tqdm):
+            inputs = dict(batch)
+            labels = inputs.pop(labels_name, None)
+            if labels is None:
+                raise NemoValueError(f"A batch has no {labels_name!r}, only {', '.join(batch)}. Statistics are per label.")
+            with torch.no_grad(), record_masks(model) as gates:
+                model(**{name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()})
+            statistics.update(gates, labels)
+    finally:
+        model.train(was_training)
+    return statistics

@@ -1,0 +1,300 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""[`ModularTrainer`]: the Trainer of transformers with the terms that make a model modular."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
+
+from . import metrics
+from .auto import AutoModularModel
+from .config import ModularConfig
+from .errors import NemoRuntimeError, NemoValueError
+from .masking import apply_masks, is_masked, masked_layers, modular_config, record_masks
+from .model_card import write_modular_card
+from .objectives import OBJECTIVES, CompactnessLoss
+from .statistics import NeuronStatistics, collect_statistics
+from .training_args import ModularTrainingArguments
+
+
+logger = logging.get_logger(__name__)
+
+TEACHER_CLASS_SUFFIX = "WithTeacher"
+
+
+class ModularTrainer(Trainer):
+    """
+    Trains a classifier so that every class ends up with its own few neurons.
+
+    A `transformers.Trainer` in every other respect; the model gets its masks when the trainer is made, unless it has them.
+
+    Args:
+        model (`PreTrainedModel`, *optional*): the classifier, plain or modular.
+        args ([`ModularTrainingArguments`], *optional*): the arguments.
+        trainer_args, trainer_kwargs: the other arguments of `transformers.Trainer`, in its order.
+        modular_config ([`ModularConfig`], *optional*): which layers are masked, and how. Defaults to `ModularConfig()`, or to that
+            of a model that has masks.
+        teacher_model (`nn.Module`, *optional*): for `DeiTForImageClassificationWithTeacher`: a classifier of the same inputs whose
+            `logits` are distilled.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: for arguments that do not go together.
+
+    Example:
+
+    ```python
+    >>> args = ModularTrainingArguments("modular-vit", num_train_epochs=8)
+    >>> trainer = ModularTrainer(model, args, train_dataset=train, eval_dataset=test, modular_config=ModularConfig())
+    >>> trainer.train()
+    >>> masks = trainer.collect_statistics(train).module_masks()
+    ```
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | None = None,
+        args: ModularTrainingArguments | None = None,
+        *trainer_args: Any,
+        modular_config: ModularConfig | None = None,
+        teacher_model: nn.Module | None = None,
+        **trainer_kwargs: Any,
+    ):
+        args = ModularTrainingArguments("tmp_trainer") if args is None else args
+        if not isinstance(args, ModularTrainingArguments):
+            raise NemoValueError(f"ModularTrainer needs ModularTrainingArguments, got {type(args).__name__}.")
+        if args.n_gpu > 1:
+            raise NemoValueError(
+                "nn.DataParallel would silently train no masks. Start one process per GPU with `accelerate launch` or `torchrun`, "
+                "or show a single GPU (`CUDA_VISIBLE_DEVICES=0`)."
+            )
+        if (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise NemoValueError(
+                "Reentrant checkpointing runs the forward pass without gradients, so that masks would silently not be trained. Set "
+                'activation_checkpointing_kwargs={"use_reentrant": False}.'
+            )
+        self.modular_config = modular_config
+        super().__init__(model, args, *trainer_args, **trainer_kwargs)
+        # A per-batch mean: the Trainer divides by the number of accumulation steps.
+        self.loss_is_scaled_for_ga = False
+        if self.model_init is None:  # after the Trainer has set the seed, so that the generators are reproducible
+            self._mask(self.model)
+        self._set_up_objective()
+        self._set_up_teacher(teacher_model)
+        # phase → term → (sum over samples, number of samples), on the device
+        self._terms: dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]] = {"train": {}, "eval": {}}
+
+    def _mask(self, model: PreTrainedModel) -> PreTrainedModel:
+        if not is_masked(model):
+            return apply_masks(model, self.modular_config)
+        if self.modular_config is not None and self.modular_config != modular_config(model):
+            raise NemoValueError(
+                f"The model is masked already, with another config: {modular_config(model)}. Leave out modular_config, or call "
+                "`remove_masks(model)` first."
+            )
+        return model
+
+    def call_model_init(self, trial: Any = None) -> PreTrainedModel:
+        return self._mask(super().call_model_init(trial))
+
+    def _set_up_objective(self) -> None:
+        self.objective = OBJECTIVES[self.args.objective](self.args.alpha, self.args.temperature)
+        self.compactness = CompactnessLoss(self.args.compactness, self.args.target_retention)
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        self._set_up_objective()  # a trial may have changed their weights
+
+    def _set_up_teacher(self, teacher: nn.Module | None) -> None:
+        """`DeiT…WithTeacher` takes no labels and returns no loss: the trainer keeps the labels and computes the loss."""
+        self.teacher_model = teacher
+        self._has_distillation_head = type(self.model).__name__.endswith(TEACHER_CLASS_SUFFIX)
+        if teacher is not None:
+            if not self._has_distillation_head:
+                raise NemoValueError(
+                    f"teacher_model is for models with a distillation head (DeiTForImageClassificationWithTeacher), not for "
+                    f"{type(self.model).__name__}."
+                )
+            self.teacher_model = teacher.requires_grad_(False).eval().to(self.args.device)
+        if self._has_distillation_head and self.args.label_names is None:
+            self.label_names = ["labels"]
+
+    # ---- Loss ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """The task loss of transformers, in training plus the modular terms; in evaluation these are only measured."""
+        labels = inputs.get("labels")
+        with record_masks(self._unwrapped(model)) as masks:
+            # Without the number of items the task loss is a mean over this batch, like the other terms.
+            if self._has_distillation_head and self.compute_loss_func is None and self.label_smoother is None:
+                task_loss, outputs = self._distillation_loss(model, inputs)
+            else:
+                task_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        self._check_gradient(model, masks)
+        terms = {"loss_task": task_loss, **self.objective(masks, labels), **self.compactness(masks, labels)}
+        loss = sum(terms.values()) if model.training else task_loss
+        self._observe("train" if model.training else "eval", terms, masks, labels)
+        return (loss, outputs) if return_outputs else loss
+
+    def _unwrapped(self, model: nn.Module) -> nn.Module:
+        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
+
+    def _distillation_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        """
+        `0.5 · CE(cls) + 0.25 · (KL(cls, teacher) + KL(distillation, teacher))` (DeiT with the soft distillation of NeMo's recipe).
+        Without a teacher, which evaluation does not need, the cross-entropy of the average of both heads.
+        """
+        labels = inputs["labels"]
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        cross_entropy = nn.functional.cross_entropy
+        if not model.training:
+            return cross_entropy(outputs.logits.float(), labels), outputs
+        if self.teacher_model is None:
+            raise NemoValueError(
+                f"{type(self.model).__name__} learns from a teacher: pass ModularTrainer(..., teacher_model=classifier)."
+            )
+        with torch.no_grad():
+            pixel_values = inputs["pixel_values"]
+            teacher = self.teacher_model(pixel_values=pixel_values).logits.float().softmax(-1)
+        divergence = sum(
+            nn.functional.kl_div(logits.float().log_softmax(-1), teacher, reduction="batchmean")
+            for logits in (outputs.cls_logits, outputs.distillation_logits)
+        )
+        return 0.5 * cross_entropy(outputs.cls_logits.float(), labels) + 0.25 * divergence, outputs
+
+    def _check_gradient(self, model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
+        if not model.training or any(gates.requires_grad for gates in masks.values()):
+            return
+        if any(p.requires_grad for layer in masked_layers(model).values() for p in layer.mask_generator.parameters()):
+            raise NemoRuntimeError(
+                "The recorded gates carry no gradient, so the masks would silently not be trained. This is what reentrant "
+                "checkpointing does: enable it with use_reentrant=False."
+            )
+
+    # ---- Logging ----
+
+    @torch.no_grad()
+    def _observe(
+        self, phase: str, terms: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor], labels: torch.Tensor
+    ) -> None:
+        """Sum the terms of a batch on the device, weighted by its size; nothing waits for the device before it is logged."""
+        neurons = sum(gates.shape[-1] for gates in masks.values())
+        batch_size = next(iter(masks.values())).shape[0]
+        observed = {name: term.detach() for name, term in terms.items()}
+        open_neurons = sum((gates > 0).sum() for gates in masks.values())
+        observed["neuron_retention"] = open_neurons / (batch_size * neurons)
+        if phase == "eval":
+            sample_masks = torch.cat([gates > 0 for gates in masks.values()], dim=1)
+            observed["cohesion"] = metrics.cohesion(sample_masks, labels)
+            observed["coupling"] = metrics.coupling(metrics.class_masks(sample_masks, labels, threshold=0.9)[1])
+        for name, value in observed.items():
+            known = torch.isfinite(value) if phase == "eval" else torch.ones_like(value, dtype=torch.bool)
+            weight = known * batch_size  # batches without a pair of samples or of classes have no cohesion or coupling
+            total, count = self._terms[phase].get(name, (0.0, 0.0))
+            self._terms[phase][name] = (total + torch.where(known, value, 0) * weight, count + weight)
+
+    def _drain(self, phase: str, prefix: str = "") -> dict[str, float]:
+        """The means over everything observed since the last call, over all processes."""
+        terms, self._terms[phase] = self._terms[phase], {}
+        if not terms:
+            return {}
+        sums = torch.stack([torch.stack([total.float(), count.float()]) for total, count in terms.values()])
+        sums = self.accelerator.reduce(sums, reduction="sum")
+        return {f"{prefix}{name}": total / count for name, (total, count) in zip(terms, sums.tolist(), strict=True) if count}
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the means of the terms to a training log; those of an evaluation are among its metrics already."""
+        if "loss" in logs:
+            logs = {**logs, **self._drain("train")}
+        super().log(logs, *args, **kwargs)
+
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Adds the modular terms, `neuron_retention` and the mean batch cohesion and coupling to the metrics."""
+        self._terms["eval"] = {}
+        output = super().evaluation_loop(dataloader, description, *args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update(self._drain("eval", f"{prefix}_"))
+        return output
+
+    # ---- Optimizer ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer of transformers, with the generators in groups of their own if they have their own learning rate."""
+        given = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        opt_model = self.model if model is None else model
+        generators = {id(p) for name, p in opt_model.named_parameters() if ".mask_generator." in name and p.requires_grad}
+        if given:
+            if generators - {id(p) for group in optimizer.param_groups for p in group["params"]}:
+                raise NemoValueError(
+                    "The given optimizer does not hold the mask generators, which would stay untrained. Call `apply_masks(model, "
+                    "config)` before making the optimizer."
+                )
+        elif self.args.mask_learning_rate is not None:
+            for group in list(optimizer.param_groups):
+                ours = [p for p in group["params"] if id(p) in generators]
+                if ours:
+                    group["params"] = [p for p in group["params"] if id(p) not in generators]
+                    options = {name: value for name, value in group.items() if name != "params"}
+                    optimizer.add_param_group({**options, "params": ours, "lr": self.args.mask_learning_rate})
+        return optimizer
+
+    # ---- Statistics ----
+
+    def collect_statistics(self, dataset: Dataset | None = None) -> NeuronStatistics:
+        """
+        Count the open gates per label and neuron, in one pass in evaluation mode.
+
+        Args:
+            dataset (`Dataset`, *optional*): labelled samples without augmentation. Defaults to the training set.
+
+        Returns:
+            [`NeuronStatistics`]: the counts; `save_pretrained(folder)` keeps them beside the checkpoint.
+        """
+        dataset = self.train_dataset if dataset is None else dataset
+        if dataset is None:
+            raise NemoValueError("collect_statistics needs a dataset: there is no training set to default to.")
+        return collect_statistics(
+            self._unwrapped(self.model), self.get_eval_dataloader(dataset), seed=self.args.seed, disable_tqdm=self.args.disable_tqdm
+        )
+
+    # ---- Checkpoints ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # Checkpoints of ViT and others carry other names than the live parameters. `Trainer` reads the file by the live names, not
+        # strictly, and so restores almost nothing (transformers 5.23): load as `from_pretrained` does instead.
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._load_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            logger.info(f"Loading the best model from {self.state.best_model_checkpoint} ({self.state.best_metric}).")
+            self._load_weights(self.state.best_model_checkpoint)
+
+    def _load_weights(self, checkpoint: str) -> None:
+        model = self._unwrapped(self.model)
+        saved = AutoModularModel.from_pretrained(checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict(), strict=True)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card of transformers with what a modular model is, how it loads and what it measured."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            write_modular_card(self.args.output_dir, self._unwrapped(self.model), self.state.log_history)

@@ -1,0 +1,67 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""[`ModularTrainingArguments`]: `TrainingArguments` with the weights of the modular objective."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+from .errors import NemoValueError
+
+
+@dataclass
+class ModularTrainingArguments(TrainingArguments):
+    """
+    The arguments of [`ModularTrainer`]: everything of `transformers.TrainingArguments`, and the modular objective
+    `task + alpha · contrastive + compactness · max(0, mean gate − target_retention)`.
+
+    Args:
+        objective (`"contrastive"` or `"nemo"`, *optional*, defaults to `"contrastive"`):
+            The term that gives every class its own neurons: the corrected supervised contrastive loss, or the one that the
+            reference code of NeMo computes.
+        alpha (`float`, *optional*, defaults to 0.1): weight of that term.
+        temperature (`float`, *optional*, defaults to 0.2): τ of that term.
+        compactness (`float`, *optional*, defaults to 1.0): weight of the size term.
+        target_retention (`float`, *optional*, defaults to 0.1): mean gate from which the size term stops to pull, in (0, 1].
+        mask_learning_rate (`float`, *optional*): learning rate of the mask generators. Defaults to `learning_rate`.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: if a value is outside its range.
+
+    Example:
+
+    ```python
+    >>> from nemo_hf import ModularTrainingArguments
+    >>> args = ModularTrainingArguments("modular-vit", alpha=0.1, target_retention=0.1, report_to="none")
+    ```
+    """
+
+    objective: Literal["contrastive", "nemo"] = field(
+        default="contrastive",
+        metadata={"help": "Term that organises neurons by class: the corrected contrastive loss, or NeMo's as its reference computes it."},
+    )
+    alpha: float = field(default=0.1, metadata={"help": "Weight of the contrastive term."})
+    temperature: float = field(default=0.2, metadata={"help": "Temperature of the contrastive term."})
+    compactness: float = field(default=1.0, metadata={"help": "Weight of the size term; 0 switches it off."})
+    target_retention: float = field(
+        default=0.1, metadata={"help": "Mean gate, in (0, 1], from which the size term stops to pull."}
+    )
+    mask_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the mask generators. Defaults to the learning rate."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective not in ("contrastive", "nemo"):
+            raise NemoValueError(f"objective must be 'contrastive' or 'nemo', got {self.objective!r}.")
+        for name, low in (("alpha", 0), ("compactness", 0), ("mask_learning_rate", 0)):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= low):
+                raise NemoValueError(f"{name} must be a number from {low} up, got {value!r}.")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise NemoValueError(f"temperature must be above 0, got {self.temperature!r}.")
+        if not 0 < self.target_retention <= 1:
+            raise NemoValueError(f"target_retention is a share of neurons and must be in (0, 1], got {self.target_retention!r}.")
