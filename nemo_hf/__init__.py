@@ -1,9 +1,48 @@
-from .architectures import *
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""Neuron-level modular training for Hugging Face Transformers: train one classifier, cut out a small module for any "
+"of its labels."""
+
+from importlib.metadata import version
+
+from .architectures import Architecture, Attention, FeedForward, register_architecture
 from .auto import AutoModularModel
 from .config import ModularConfig
-from .masking import *
-from .module_masks import *
-from .statistics import *
-from .extraction import *
+from .errors import CheckpointError, NemoError, NemoRuntimeError, NemoValueError, UnsupportedModelError
+from .extraction import constant_gates, extract_module
+from .hub import save_module
+from .masking import apply_masks, hold_gates, list_maskable_layers, record_masks, remove_masks
+from .module_masks import ModuleMasks, NeuronMask
+from .statistics import NeuronStatistics, collect_statistics
 from .trainer import ModularTrainer
 from .training_args import ModularTrainingArguments
+
+
+__version__ = version("nemo_hf")
+
+__all__ = [
+    "Architecture",
+    "Attention",
+    "AutoModularModel",
+    "CheckpointError",
+    "FeedForward",
+    "ModularConfig",
+    "ModularTrainer",
+    "ModularTrainingArguments",
+    "ModuleMasks",
+    "NemoError",
+    "NemoRuntimeError",
+    "NemoValueError",
+    "NeuronMask",
+    "NeuronStatistics",
+    "UnsupportedModelError",
+    "apply_masks",
+    "collect_statistics",
+    "constant_gates",
+    "extract_module",
+    "hold_gates",
+    "list_maskable_layers",
+    "record_masks",
+    "register_architecture",
+    "remove_masks",
+    "save_module",
+]

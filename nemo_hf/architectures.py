@@ -1,7 +1,7 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
 """
-The architecture table: one [`Architecture`] entry per model family says where the maskable layers are and how their neurons
-are tied. Everything else (masking, extraction, reloading) is driven by it; a new family joins as data.
+The architecture table: one [`Architecture`] entry per model family says where the maskable layers are and how their
+neurons are tied. Everything else (masking, extraction, reloading) is driven by it; a new family joins as data.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Architecture:
         blocks (`str`): path of the list of encoder blocks in the model, in forward order.
         attention ([`Attention`]): the attention of each block.
         feed_forward ([`FeedForward`]): the feed-forward pair of each block.
-        heads (`dict[str, tuple[str, ...]]`): the classes that can be masked and cut, each with the paths of the linear layers
-            whose rows are the labels.
+        heads (`dict[str, tuple[str, ...]]`): the classes that can be masked and cut, each with the paths of the
+            linear layers whose rows are the labels.
     """
 
     model_type: str
@@ -95,7 +95,8 @@ class Architecture:
 
 @dataclass(frozen=True)
 class MaskableLayer:
-    """One maskable layer of a model: its name in `model.named_modules()`, the number of its block, and its role there."""
+    """One maskable layer of a model: its name in `model.named_modules()`, the number of its block, and its role "
+    "there."""
 
     name: str
     block: int
@@ -114,11 +115,14 @@ def register_architecture(architecture: Architecture, exist_ok: bool = False) ->
         exist_ok (`bool`, *optional*, defaults to `False`): whether an existing entry may be replaced.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: if the family is there already, is unknown to transformers, or names no class.
+        [`~nemo_hf.errors.NemoValueError`]: if the family is there already, is unknown to transformers, or names no
+            class.
     """
     model_type = architecture.model_type
     if model_type in ARCHITECTURES and not exist_ok:
-        raise NemoValueError(f"The architecture {model_type!r} is registered already; pass exist_ok=True to replace it.")
+        raise NemoValueError(
+            f"The architecture {model_type!r} is registered already; pass exist_ok=True to replace it."
+        )
     if not architecture.heads:
         raise NemoValueError(f"The architecture {model_type!r} names no model class under `heads`.")
     try:
@@ -145,7 +149,8 @@ def resolve_architecture(model: nn.Module) -> Architecture:
         )
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
-            f"Expected a transformers `PreTrainedModel`, got {type(model).__name__}. Pass the model itself, without wrappers."
+            f"Expected a transformers `PreTrainedModel`, got {type(model).__name__}. Pass the model itself, without "
+            f"wrappers."
         )
     model_type, class_name = model.config.model_type, type(model).__name__
     if model_type.startswith(slim.MODEL_TYPE_PREFIX):
@@ -191,7 +196,9 @@ def _validate(architecture: Architecture, model: PreTrainedModel) -> None:
         owner = layers.get(f"{architecture.blocks}.{block}.{attention.layer}")
         for name in attention.num_heads + attention.head_size + attention.all_head_size:
             if not isinstance(getattr(owner, name, None), int):
-                raise _mismatch(architecture, "attention", f"{architecture.blocks}.{block}.{attention.layer}.{name}", owner)
+                raise _mismatch(
+                    architecture, "attention", f"{architecture.blocks}.{block}.{attention.layer}.{name}", owner
+                )
         if f"{architecture.blocks}.{block}.{architecture.feed_forward.activation}" not in layers:
             raise _mismatch(architecture, "activation", architecture.feed_forward.activation, None)
 
@@ -199,8 +206,10 @@ def _validate(architecture: Architecture, model: PreTrainedModel) -> None:
 def _mismatch(architecture: Architecture, field: str, path: str, found: object) -> UnsupportedModelError:
     there = "nothing" if found is None else type(found).__name__
     return UnsupportedModelError(
-        f"The architecture entry {architecture.model_type!r} does not fit this model: field {field!r} names {path!r}, where "
-        f"there is {there}. Quantised layers and adapters are not plain linear layers: mask the model before wrapping it."
+        f"The architecture entry {architecture.model_type!r} does not fit this model: field {field!r} names {path!r}, "
+        f"where "
+        f"there is {there}. Quantised layers and adapters are not plain linear layers: mask the model before wrapping "
+        f"it."
     )
 
 

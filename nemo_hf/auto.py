@@ -17,8 +17,8 @@ from .masking import apply_masks, is_modular_checkpoint
 
 class AutoModularModel:
     """
-    Loads modular models (parents). The stock Auto classes load the same checkpoints as plain models, without their generators; a
-    module loads with the stock Auto classes.
+    Loads modular models (parents). The stock Auto classes load the same checkpoints as plain models, without their
+    generators; a module loads with the stock Auto classes.
     """
 
     def __init__(self) -> None:
@@ -31,8 +31,8 @@ class AutoModularModel:
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): a folder or a repository on the Hub.
-            kwargs: passed to `from_pretrained` of the model's own class: `dtype`, `device_map`, `revision`, `subfolder`, `token`,
-                `cache_dir`, `local_files_only`, `attn_implementation`, ….
+            kwargs: passed to `from_pretrained` of the model's own class: `dtype`, `device_map`, `revision`,
+                `subfolder`, `token`, `cache_dir`, `local_files_only`, `attn_implementation`, …
 
         Returns:
             `PreTrainedModel`: of the class that was trained, with masks.
@@ -50,23 +50,36 @@ class AutoModularModel:
         source = str(pretrained_model_name_or_path)
         config = kwargs.pop("config", None)
         if config is None:
-            hub_names = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+            hub_names = (
+                "revision",
+                "subfolder",
+                "token",
+                "cache_dir",
+                "local_files_only",
+                "force_download",
+                "proxies",
+            )
             config = AutoConfig.from_pretrained(source, **{name: kwargs[name] for name in hub_names if name in kwargs})
         if not is_modular_checkpoint(config):
             hint = " It is a module: load it with the Auto class of its task." if _is_module(config) else ""
-            raise CheckpointError(f"{source} is not a modular checkpoint: its config has no `nemo` entry of a parent.{hint}")
+            raise CheckpointError(
+                f"{source} is not a modular checkpoint: its config has no `nemo` entry of a parent.{hint}"
+            )
         base = _model_class(config, source)
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = _masked_class(base).from_pretrained(source, config=config, output_loading_info=True, **kwargs)
         missing = sorted(name for name in info["missing_keys"] if ".mask_generator." in name)
         if missing:
-            raise CheckpointError(f"{source} is damaged: the mask generators {', '.join(missing[:3])}, … are missing from its weights.")
+            raise CheckpointError(
+                f"{source} is damaged: the mask generators {', '.join(missing[:3])}, … are missing from its weights."
+            )
         model.__class__ = base  # the subclass below only added masks before the weights were loaded
         return (model, info) if wants_info else model
 
 
 def _model_class(config: PreTrainedConfig, source: str) -> type[PreTrainedModel]:
-    """The class that `config.architectures` names, among transformers' own and those registered with the Auto classes."""
+    """The class that `config.architectures` names, among transformers' own and those registered with the Auto "
+    "classes."""
     name = (config.architectures or [None])[0]
     for auto_class in slim.AUTO_CLASSES:
         if type(config) in auto_class._model_mapping:
@@ -76,14 +89,16 @@ def _model_class(config: PreTrainedConfig, source: str) -> type[PreTrainedModel]
                     return candidate
     candidate = getattr(transformers, name or "", None)
     if not (isinstance(candidate, type) and issubclass(candidate, PreTrainedModel)):
-        raise CheckpointError(f"{source} names no known model class in `architectures` of its config: {config.architectures!r}.")
+        raise CheckpointError(
+            f"{source} names no known model class in `architectures` of its config: {config.architectures!r}."
+        )
     return candidate
 
 
 def _masked_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """
-    `base` with masks from the start, so that `from_pretrained` places, casts and fills generators like every other parameter. It
-    keeps the name and the home of `base`: transformers looks up by them how checkpoint keys are renamed.
+    `base` with masks from the start, so that `from_pretrained` places, casts and fills generators like every other
+    parameter. It keeps the name and the home of `base`: transformers looks up by them how checkpoint keys are renamed.
     """
 
     def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
@@ -92,7 +107,9 @@ def _masked_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         try:
             apply_masks(self, ModularConfig.from_dict(nemo))
         except NemoError as error:
-            raise CheckpointError(f"The `nemo` entry of this checkpoint's config does not fit its model: {error}") from error
+            raise CheckpointError(
+                f"The `nemo` entry of this checkpoint's config does not fit its model: {error}"
+            ) from error
 
     namespace = {"__init__": __init__, "__module__": base.__module__, "__qualname__": base.__qualname__}
     return type(base.__name__, (base,), namespace)

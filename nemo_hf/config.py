@@ -26,19 +26,21 @@ class ModularConfig:
 
     Args:
         target_modules (`str` or `list[str]`, *optional*, defaults to `"all"`):
-            `"all"` masks the attention projections and the feed-forward layers, `"ffn"` and `"attention"` one of the two.
+            `"all"` masks the attention projections and the feed-forward layers, `"ffn"` and `"attention"` one of the
+            two.
             A list holds layer names or suffixes of them (`["mlp.fc1"]`). Any other string is a regular expression that
             must match the whole layer name.
         skip_first_blocks (`int`, *optional*, defaults to 1):
             Number of encoder blocks, in forward order, that stay unmasked. The paper skips the first.
         generator_hidden_size (`int` or `None`, *optional*, defaults to 16):
-            Width of the hidden layer of every mask generator. `None` takes the paper's: the number of gates, or half of it
-            from 3073 gates up.
+            Width of the hidden layer of every mask generator. `None` takes the paper's: the number of gates, or half
+            of it from 3073 gates up.
         generator_init (`"open"` or `"paper"`, *optional*, defaults to `"open"`):
             `"open"` starts with every gate near one and a little noise, so that a pretrained model starts from its own
             accuracy. `"paper"` is the initialisation of the reference: Kaiming-normal weights, biases one.
         gate (`"soft"` or `"hard"`, *optional*, defaults to `"soft"`):
-            `"soft"` gates are `relu(tanh(g))`; `"hard"` gates are 0 or 1 in the forward pass, with a straight-through gradient.
+            `"soft"` gates are `relu(tanh(g))`; `"hard"` gates are 0 or 1 in the forward pass, with a straight-through
+            gradient.
 
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: if a value is outside its range.
@@ -64,7 +66,8 @@ class ModularConfig:
                 re.compile(self.target_modules)
             except re.error as error:
                 raise NemoValueError(
-                    f"target_modules={self.target_modules!r} is not a valid regular expression ({error}). Use 'all', 'ffn', "
+                    f"target_modules={self.target_modules!r} is not a valid regular expression ({error}). Use 'all', "
+                    f"'ffn', "
                     "'attention', a list of layer names or suffixes, or a regular expression."
                 ) from error
         else:
@@ -91,8 +94,8 @@ class ModularConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModularConfig:
         """
-        The inverse of [`~ModularConfig.to_dict`]. Options that this version does not know are dropped with a warning, so that
-        checkpoints of newer versions still load where they can.
+        The inverse of [`~ModularConfig.to_dict`]. Options that this version does not know are dropped with a warning,
+        so that checkpoints of newer versions still load where they can.
 
         Raises:
             [`~nemo_hf.errors.NemoValueError`]: if `values` does not describe a modular model.

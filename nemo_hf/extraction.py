@@ -28,21 +28,26 @@ def extract_module(
     layout: Literal["ragged"] = "ragged",
 ) -> PreTrainedModel:
     """
-    Cut out the module for some labels: a small dense model that computes what the model computes with these gates held constant.
+    Cut out the module for some labels: a small dense model that computes what the model computes with these gates
+    held constant.
 
     Args:
         model (`PreTrainedModel`): the parent, with masks or without. It is not changed.
         masks ([`ModuleMasks`]): which neurons each label needs.
-        labels (`Sequence[str | int]`): names or ids of the parent's labels, in the order that the module's labels shall have.
-        gates (`"mean"` or `"binary"`, *optional*): what multiplies a kept neuron: the mean over the labels of its class-mean
-            gate, or one. Defaults to `"mean"` for masks that hold mean gates, to `"binary"` for masks made by hand.
+        labels (`Sequence[str | int]`): names or ids of the parent's labels, in the order that the module's labels
+            shall have.
+        gates (`"mean"` or `"binary"`, *optional*): what multiplies a kept neuron: the mean over the labels of its
+            class-mean gate, or one. Defaults to `"mean"` for masks that hold mean gates, to `"binary"` for masks made
+            by hand.
         layout (`"ragged"`, *optional*): every layer has its own sizes.
 
     Returns:
-        `PreTrainedModel`: of class `Slim<parent's class>`, with its own `config`, in evaluation mode, on the parent's device and in its dtype.
+        `PreTrainedModel`: of class `Slim<parent's class>`, with its own `config`, in evaluation mode, on the parent's
+        device and in its dtype.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: for an unknown label, masks of another model, or gates that the masks do not hold.
+        [`~nemo_hf.errors.NemoValueError`]: for an unknown label, masks of another model, or gates that the masks do
+        not hold.
         [`~nemo_hf.errors.UnsupportedModelError`]: if the model cannot be cut.
 
     Example:
@@ -77,14 +82,13 @@ def extract_module(
         "neurons": masks.union(keys).pack(),
         "shapes": shapes,
     }
-    with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten; it must not move the user's random numbers
+    # The initialisation is overwritten below; it must not move the user's random numbers.
+    with torch.random.fork_rng(devices=[]):
         module = slim.slim_model_class(type(model))._from_config(
             config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
     module.load_state_dict({name: tensor.detach().clone() for name, tensor in tensors.items()}, strict=True)
-    parent_parameters = sum(
-        p.numel() for name, p in model.named_parameters() if ".mask_generator." not in name
-    )
+    parent_parameters = sum(p.numel() for name, p in model.named_parameters() if ".mask_generator." not in name)
     module.config.nemo["parameter_retention"] = metrics.count_parameters(module) / parent_parameters
     return module.to(model.device).eval()
 
@@ -112,10 +116,13 @@ def constant_gates(
     union = masks.union(labels)
     for name, mask in union.items():
         if name not in maskable:
-            raise NemoValueError(f"The masks are for another model: {name!r} is not a maskable layer of {type(model).__name__}.")
+            raise NemoValueError(
+                f"The masks are for another model: {name!r} is not a maskable layer of {type(model).__name__}."
+            )
         if mask.numel() != model.get_submodule(name).out_features:
             raise NemoValueError(
-                f"The masks are for another model: {name!r} has {model.get_submodule(name).out_features} neurons, the mask "
+                f"The masks are for another model: {name!r} has {model.get_submodule(name).out_features} neurons, the "
+                f"mask "
                 f"{mask.numel()}."
             )
     held = {
@@ -147,7 +154,9 @@ def resolve_labels(config: PreTrainedConfig, labels: Sequence[Label]) -> list[in
             ids.append(config.label2id[label])
         else:
             known = ", ".join(map(repr, names[:20])) + (", …" if len(names) > 20 else "")
-            raise NemoValueError(f"Unknown label {label!r}. The model's labels are {known} (ids 0 to {len(names) - 1}).")
+            raise NemoValueError(
+                f"Unknown label {label!r}. The model's labels are {known} (ids 0 to {len(names) - 1})."
+            )
     if len(set(ids)) != len(ids):
         raise NemoValueError(f"A label is given twice: {list(labels)!r}.")
     return ids
@@ -170,7 +179,9 @@ def _module_config(model: PreTrainedModel, label_ids: list[int]) -> PreTrainedCo
     for key in ("nemo", "model_type", "architectures", "id2label", "label2id", "num_labels", "transformers_version"):
         values.pop(key, None)
     config_class = slim.slim_config_class(type(model.config))
-    config = config_class(**values, id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
+    config = config_class(
+        **values, id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)}
+    )
     return config
 
 
@@ -259,7 +270,8 @@ class _BlockCutter:
         self._note_shape(name, len(rows))
 
     def _residual_write(self, path: str, columns: torch.Tensor) -> None:
-        """A layer that writes to the residual stream: fewer inputs, and only the kept outputs, scattered to full width."""
+        """A layer that writes to the residual stream: fewer inputs, and only the kept outputs, scattered to full "
+        "width."""
         name = self.prefix + path
         gates = self.gates(path)
         rows = (gates > 0).nonzero().flatten()

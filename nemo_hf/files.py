@@ -50,7 +50,9 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, torch.Tensor], des
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata=header)
 
 
-def read_tensors(source: str | os.PathLike, file_name: str, **hub_kwargs: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_tensors(
+    source: str | os.PathLike, file_name: str, **hub_kwargs: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
     Read what [`write_tensors`] wrote.
 
@@ -68,7 +70,8 @@ def read_tensors(source: str | os.PathLike, file_name: str, **hub_kwargs: Any) -
     path = cached_file(str(source), file_name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
     if path is None:
         raise CheckpointError(
-            f"There is no {file_name} in {source}. It is written beside a modular checkpoint once statistics were collected "
+            f"There is no {file_name} in {source}. It is written beside a modular checkpoint once statistics were "
+            f"collected "
             "(`trainer.collect_statistics(dataset).save_pretrained(folder)`)."
         )
     try:
@@ -80,5 +83,7 @@ def read_tensors(source: str | os.PathLike, file_name: str, **hub_kwargs: Any) -
     if not isinstance(description, dict) or not isinstance(description.get("format"), int):
         raise CheckpointError(f"{path} is damaged or was not written by nemo_hf (no description).")
     if description["format"] > FORMAT_VERSION:
-        raise CheckpointError(f"{path} has format {description['format']}, newer than this nemo_hf reads. Upgrade nemo_hf.")
+        raise CheckpointError(
+            f"{path} has format {description['format']}, newer than this nemo_hf reads. Upgrade nemo_hf."
+        )
     return tensors, description

@@ -1,5 +1,6 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
-"""Masked layers: a linear layer, a generator of one gate per sample and neuron, and what all of them share in a model."""
+"""Masked layers: a linear layer, a generator of one gate per sample and neuron, and what all of them share in a "
+"model."""
 
 from __future__ import annotations
 
@@ -19,14 +20,15 @@ OPEN_NOISE = 0.1
 
 class MaskState:
     """
-    What the masked layers of one model share during a forward pass: which tokens are real, where gates are recorded, and gates
-    that are held constant.
+    What the masked layers of one model share during a forward pass: which tokens are real, where gates are recorded,
+    and gates that are held constant.
 
-    A pre-hook of the model fills in the tokens; they stay until the next forward pass, because gradient checkpointing computes
-    gates again during the backward pass. Plain Python attributes: nothing of this enters the state dict.
+    A pre-hook of the model fills in the tokens; they stay until the next forward pass, because gradient checkpointing
+    computes gates again during the backward pass. Plain Python attributes: nothing of this enters the state dict.
 
     Args:
-        mask_position (`int` or `None`): position of `attention_mask` among the positional arguments of the model's forward.
+        mask_position (`int` or `None`): position of `attention_mask` among the positional arguments of the model's
+            forward.
     """
 
     def __init__(self, mask_position: int | None):
@@ -42,7 +44,8 @@ class MaskState:
             mask = args[self.mask_position]
         if mask is not None and mask.dim() != 2:
             raise NemoValueError(
-                "A masked model needs an attention_mask of shape (batch_size, sequence_length) to know its padding, got shape "
+                "A masked model needs an attention_mask of shape (batch_size, sequence_length) to know its padding, "
+                "got shape "
                 f"{tuple(mask.shape)}."
             )
         self.token_weights = None if mask is None else (mask / mask.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(1)
@@ -57,7 +60,8 @@ class MaskState:
             return inputs.mean(1)
         if self.token_weights.shape[-1] != inputs.shape[1]:
             raise NemoRuntimeError(
-                f"A masked layer got {inputs.shape[1]} tokens but the attention_mask has {self.token_weights.shape[-1]}. Gates "
+                f"A masked layer got {inputs.shape[1]} tokens but the attention_mask has "
+                f"{self.token_weights.shape[-1]}. Gates "
                 "need whole sequences: switch off `chunk_size_feed_forward` and anything else that splits them."
             )
         return torch.bmm(self.token_weights.to(inputs.dtype), inputs).squeeze(1)

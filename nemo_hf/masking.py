@@ -26,7 +26,8 @@ def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> 
     """
     Make a model modular, in place: its target layers get mask generators and become [`~nemo_hf.layers.MaskedLinear`].
 
-    The model keeps its class, its `forward` signature and the names of its parameters; `config.nemo` describes the masks.
+    The model keeps its class, its `forward` signature and the names of its parameters; `config.nemo` describes the
+    masks.
 
     Args:
         model (`PreTrainedModel`): a classifier of a supported family.
@@ -59,7 +60,8 @@ def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> 
     for name in names:
         if hasattr(model.get_submodule(name), "_hf_hook"):
             raise UnsupportedModelError(
-                f"{name} is dispatched over devices. Load the model without `device_map`, put on the masks, then dispatch it; "
+                f"{name} is dispatched over devices. Load the model without `device_map`, put on the masks, then "
+                f"dispatch it; "
                 "a saved modular model loads with `AutoModularModel.from_pretrained(..., device_map=...)`."
             )
     forward_arguments = list(inspect.signature(model.forward).parameters)
@@ -133,7 +135,8 @@ def list_maskable_layers(model: PreTrainedModel, config: ModularConfig | None = 
     chosen = [layer.name for layer in matching if layer.block >= config.skip_first_blocks]
     if not chosen:
         raise NemoValueError(
-            f"skip_first_blocks={config.skip_first_blocks} excludes every layer that target_modules={config.target_modules!r} "
+            f"skip_first_blocks={config.skip_first_blocks} excludes every layer that "
+            f"target_modules={config.target_modules!r} "
             f"matches: the model has {layers[-1].block + 1} blocks."
         )
     return chosen
@@ -207,7 +210,8 @@ def record_masks(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     silent = [name for name in masked_layers(model) if name not in masks] if masks else []
     if silent:
         raise NemoRuntimeError(
-            f"The forward pass never called {len(silent)} masked layers, so their masks do nothing: {', '.join(silent[:4])}"
+            f"The forward pass never called {len(silent)} masked layers, so their masks do nothing: "
+            f"{', '.join(silent[:4])}"
             f"{', …' if len(silent) > 4 else ''}. Exclude them with `target_modules`."
         )
 

@@ -30,7 +30,9 @@ def pairwise_jaccard(masks: torch.Tensor) -> torch.Tensor:
     return intersection / union.clamp(min=1)
 
 
-def class_masks(sample_masks: torch.Tensor, labels: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+def class_masks(
+    sample_masks: torch.Tensor, labels: torch.Tensor, threshold: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The neurons that at least a share `threshold` of the samples of a class opens (NeMo, arXiv 2508.11348, section 3).
 
@@ -50,8 +52,8 @@ def class_masks(sample_masks: torch.Tensor, labels: torch.Tensor, threshold: flo
 
 def cohesion(sample_masks: torch.Tensor, labels: torch.Tensor, threshold: float = 0.9) -> torch.Tensor:
     """
-    How alike the samples of one class are: mean over classes of the mean Jaccard index over all pairs of its samples, each
-    sample's mask restricted to the mask of its class.
+    How alike the samples of one class are: mean over classes of the mean Jaccard index over all pairs of its samples,
+    each sample's mask restricted to the mask of its class.
 
     Args:
         sample_masks (`torch.Tensor` of shape `(num_samples, num_neurons)`): booleans.
@@ -107,7 +109,8 @@ def count_parameters(model: nn.Module) -> int:
 
 def count_flops(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> int:
     """
-    Floating-point operations of one forward pass, as PyTorch's own counter sees them (a multiplication and an addition are two).
+    Floating-point operations of one forward pass, as PyTorch's own counter sees them (a multiplication and an
+    addition are two).
 
     Args:
         model (`nn.Module`): any model.
@@ -125,7 +128,9 @@ def count_flops(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> int:
     return counter.get_total_flops()
 
 
-def latency_ratio(model: nn.Module, reference: nn.Module, inputs: Mapping[str, torch.Tensor], pairs: int = 15) -> float:
+def latency_ratio(
+    model: nn.Module, reference: nn.Module, inputs: Mapping[str, torch.Tensor], pairs: int = 15
+) -> float:
     """
     Latency of one model as a ratio to another, measured in turn so that a drifting machine hits both.
 

@@ -22,8 +22,8 @@ Label = str | int
 
 class NeuronMask(Mapping[str, torch.Tensor]):
     """
-    One selection of neurons: layer name → boolean tensor of shape `(num_neurons,)`. `|`, `&` and `-` join, intersect and
-    subtract selections over the same layers.
+    One selection of neurons: layer name → boolean tensor of shape `(num_neurons,)`. `|`, `&` and `-` join, intersect
+    and subtract selections over the same layers.
 
     Args:
         layers (`Mapping[str, torch.Tensor]`): the selection.
@@ -63,7 +63,8 @@ class NeuronMask(Mapping[str, torch.Tensor]):
     def pack(self) -> dict[str, str]:
         """Layer name → the bits of its selection in base64, as the provenance of a module stores them."""
         return {
-            layer: base64.b64encode(np.packbits(mask.cpu().numpy()).tobytes()).decode("ascii") for layer, mask in self.items()
+            layer: base64.b64encode(np.packbits(mask.cpu().numpy()).tobytes()).decode("ascii")
+            for layer, mask in self.items()
         }
 
     def __repr__(self) -> str:
@@ -75,10 +76,11 @@ class ModuleMasks:
     The neurons that every label needs: label → layer → boolean tensor.
 
     Args:
-        masks (`Mapping`): label (name or id) → layer name → boolean tensor of shape `(num_neurons,)`. Every label has the same
-            layers. A layer that the model masks but that is missing here keeps all its neurons.
-        gates (`Mapping`, *optional*): label → layer name → mean gate of the label's samples, of shape `(num_neurons,)`.
-            [`NeuronStatistics.module_masks`] stores them; `extract_module(..., gates="mean")` needs them.
+        masks (`Mapping`): label (name or id) → layer name → boolean tensor of shape `(num_neurons,)`. Every label has
+            the same layers. A layer that the model masks but that is missing here keeps all its neurons.
+        gates (`Mapping`, *optional*): label → layer name → mean gate of the label's samples, of shape
+            `(num_neurons,)`. [`NeuronStatistics.module_masks`] stores them; `extract_module(..., gates="mean")` needs
+            them.
         threshold (`float`, *optional*): how the masks were chosen, for the provenance of modules.
 
     Raises:
@@ -111,15 +113,20 @@ class ModuleMasks:
         sizes = {layer: tuple(mask.shape) for layer, mask in next(iter(self._masks.values())).items()}
         for label, mask in self._masks.items():
             if {layer: tuple(tensor.shape) for layer, tensor in mask.items()} != sizes or not sizes:
-                raise NemoValueError(f"The mask of label {label!r} has other layers or sizes than that of {self.labels[0]!r}.")
+                raise NemoValueError(
+                    f"The mask of label {label!r} has other layers or sizes than that of {self.labels[0]!r}."
+                )
             for layer, tensor in mask.items():
                 if tensor.dtype != torch.bool or tensor.dim() != 1:
                     raise NemoValueError(
-                        f"The mask of {layer!r} for label {label!r} must be a boolean tensor of shape (num_neurons,), got "
+                        f"The mask of {layer!r} for label {label!r} must be a boolean tensor of shape (num_neurons,), "
+                        f"got "
                         f"{tensor.dtype} of shape {tuple(tensor.shape)}."
                     )
                 if self._gates is not None and _gate_shape(self._gates, label, layer) != tensor.shape:
-                    raise NemoValueError(f"The mean gates of {layer!r} for label {label!r} are missing or of another size.")
+                    raise NemoValueError(
+                        f"The mean gates of {layer!r} for label {label!r} are missing or of another size."
+                    )
 
     @property
     def labels(self) -> list[Label]:
@@ -185,11 +192,20 @@ class ModuleMasks:
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `module_masks.safetensors`."""
-        tensors = {f"mask.{layer}": torch.stack([mask[layer] for mask in self._masks.values()]) for layer in self.layers}
+        tensors = {
+            f"mask.{layer}": torch.stack([mask[layer] for mask in self._masks.values()]) for layer in self.layers
+        }
         if self._gates is not None:
             gates = self._gates
-            tensors |= {f"gate.{layer}": torch.stack([gates[label][layer] for label in self.labels]) for layer in self.layers}
-        description = {"kind": "module_masks", "labels": self.labels, "layers": self.layers, "threshold": self.threshold}
+            tensors |= {
+                f"gate.{layer}": torch.stack([gates[label][layer] for label in self.labels]) for layer in self.layers
+            }
+        description = {
+            "kind": "module_masks",
+            "labels": self.labels,
+            "layers": self.layers,
+            "threshold": self.threshold,
+        }
         write_tensors(os.path.join(save_directory, MASKS_FILE), tensors, description)
 
     @classmethod

@@ -1,7 +1,7 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
 """
-The terms that make a model modular. Each is an `nn.Module` that takes the gates of a batch and its labels and returns a
-dictionary of weighted scalar terms.
+The terms that make a model modular. Each is an `nn.Module` that takes the gates of a batch and its labels and returns
+a dictionary of weighted scalar terms.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ NEMO_EPSILON = 1e-8  # of the reference
 
 def stack_by_width(masks: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     """
-    The gates of layers of equal width stacked, in float32, so that a loss needs a few batched operations instead of one per layer.
+    The gates of layers of equal width stacked, in float32, so that a loss needs a few batched operations instead of
+    one per layer.
 
     Args:
         masks (`Mapping[str, torch.Tensor]`): layer name → gates of shape `(batch_size, num_neurons)`.
@@ -39,11 +40,14 @@ def _same_label(masks: Mapping[str, torch.Tensor], labels: torch.Tensor | None) 
     if not masks:
         raise NemoValueError("There are no gates to compare: the forward pass recorded none.")
     if labels is None:
-        raise NemoValueError("A modular objective compares the gates of samples by label, but the batch has no labels.")
+        raise NemoValueError(
+            "A modular objective compares the gates of samples by label, but the batch has no labels."
+        )
     batch_size = next(iter(masks.values())).shape[0]
     if labels.shape != (batch_size,) or labels.is_floating_point():
         raise NemoValueError(
-            f"A modular objective needs one integer label per sample, of shape ({batch_size},); got {labels.dtype} of shape "
+            f"A modular objective needs one integer label per sample, of shape ({batch_size},); got {labels.dtype} of "
+            f"shape "
             f"{tuple(labels.shape)}. Regression, multi-label and token labels have no classes to organise neurons by."
         )
     return labels[:, None] == labels[None, :]
@@ -51,12 +55,14 @@ def _same_label(masks: Mapping[str, torch.Tensor], labels: torch.Tensor | None) 
 
 class ContrastiveLoss(nn.Module):
     """
-    Supervised contrastive loss on gates: samples of one class shall open the same neurons, samples of different classes others.
+    Supervised contrastive loss on gates: samples of one class shall open the same neurons, samples of different
+    classes others.
 
-    For layer `l`, with gates normalised to unit length and `S` their inner products, `P(i)` the other samples of the class of
-    `i` and `A(i)` all other samples: `L_l = mean_i [logsumexp_{j ∈ A(i)} S_ij / τ − mean_{j ∈ P(i)} S_ij / τ]`, averaged over
-    layers. The form of Khosla et al. (arXiv 2004.11362, equation 2) of the loss of NeMo (arXiv 2508.11348, section 3): a sample is no
-    partner of itself, samples without partner are skipped, everything runs in float32. A batch without pairs gives zero.
+    For layer `l`, with gates normalised to unit length and `S` their inner products, `P(i)` the other samples of the
+    class of `i` and `A(i)` all other samples: `L_l = mean_i [logsumexp_{j ∈ A(i)} S_ij / τ − mean_{j ∈ P(i)} S_ij /
+    τ]`, averaged over layers. The form of Khosla et al. (arXiv 2004.11362, equation 2) of the loss of NeMo (arXiv
+    2508.11348, section 3): a sample is no partner of itself, samples without partner are skipped, everything runs in
+    float32. A batch without pairs gives zero.
 
     Args:
         alpha (`float`): weight.
@@ -82,7 +88,8 @@ class ContrastiveLoss(nn.Module):
             for gates in stack_by_width(masks):
                 unit = gates * (gates.square().sum(-1, keepdim=True) + ZERO_NORM).rsqrt()
                 similarity = unit @ unit.transpose(-1, -2) / self.temperature
-                # The diagonal is masked by a finite number: a batch of one sample has no others, and -inf would give NaN.
+                # The diagonal is masked by a finite number: a batch of one sample has no others, and -inf would give
+                # NaN.
                 all_others = torch.logsumexp(similarity.masked_fill(~others, -1e4), dim=-1)
                 mean_partner = (similarity * positives).sum(-1) / partners.clamp(min=1)
                 total = total + ((all_others - mean_partner) * weight).sum()
@@ -91,11 +98,11 @@ class ContrastiveLoss(nn.Module):
 
 class NemoLoss(nn.Module):
     """
-    The contrastive loss exactly as the reference code of NeMo computes it (arXiv 2508.11348), for comparison: every sample is its
-    own partner, and pairs that do not count enter both sums as `exp(0)`.
+    The contrastive loss exactly as the reference code of NeMo computes it (arXiv 2508.11348), for comparison: every
+    sample is its own partner, and pairs that do not count enter both sums as `exp(0)`.
 
-    `A_i = Σ_j exp(S_ij P_ij / τ)`, `N_i = Σ_j exp(S_ij (1 − P_ij) / τ)`, `L_l = mean_i −log[(A_i + ε) / (A_i + N_i + ε)]`, with
-    `P_ij = 1` where the labels are equal and `ε = 1e-8`, averaged over layers.
+    `A_i = Σ_j exp(S_ij P_ij / τ)`, `N_i = Σ_j exp(S_ij (1 − P_ij) / τ)`, `L_l = mean_i −log[(A_i + ε) / (A_i + N_i +
+    ε)]`, with `P_ij = 1` where the labels are equal and `ε = 1e-8`, averaged over layers.
 
     Args:
         alpha (`float`): weight.
@@ -126,7 +133,8 @@ class NemoLoss(nn.Module):
 
 class CompactnessLoss(nn.Module):
     """
-    Pulls the mean gate down to a target: `weight · max(0, mean gate − target)`, the mean over samples and all neurons of the model.
+    Pulls the mean gate down to a target: `weight · max(0, mean gate − target)`, the mean over samples and all neurons
+    of the model.
 
     Args:
         weight (`float`): weight.

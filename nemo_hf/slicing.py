@@ -56,7 +56,9 @@ def padded_heads(keep: torch.Tensor, heads: torch.Tensor, size: int) -> torch.Te
     return index.flatten()
 
 
-def folded_bias(weight: torch.Tensor, bias: torch.Tensor | None, dropped: torch.Tensor, constant: float) -> torch.Tensor | None:
+def folded_bias(
+    weight: torch.Tensor, bias: torch.Tensor | None, dropped: torch.Tensor, constant: float
+) -> torch.Tensor | None:
     """
     The bias of a layer whose dropped inputs had a constant value: what they contributed moves into the bias.
 

@@ -32,8 +32,8 @@ class ScatterLinear(nn.Module):
     """
     A linear layer that computes some units of a wider output and leaves the others zero.
 
-    It stands where a layer writes to the residual stream: the stream keeps its width, the units that no label needs are gone.
-    The computation sits in the ordinary `linear` inside, which adapters such as LoRA can target.
+    It stands where a layer writes to the residual stream: the stream keeps its width, the units that no label needs
+    are gone. The computation sits in the ordinary `linear` inside, which adapters such as LoRA can target.
 
     Args:
         linear (`nn.Linear`): computes the kept units.
@@ -162,4 +162,6 @@ def register_slim_classes(model_type: str) -> None:
             auto_class.register(config_class, classes if len(classes) > 1 else classes[0], exist_ok=True)
             slim_classes.extend(classes)
     for slim_class in slim_classes:
-        setattr(sys.modules[__name__], slim_class.__name__, slim_class)  # importable by name, as users and pickle expect
+        setattr(
+            sys.modules[__name__], slim_class.__name__, slim_class
+        )  # importable by name, as users and pickle expect

@@ -26,8 +26,8 @@ RESERVOIR_BYTES = 64 * 2**20
 
 class NeuronStatistics:
     """
-    Per label and neuron: the number of samples with an open gate and the sum of gates. Memory is O(labels × neurons), whatever the
-    number of samples; a seeded reservoir of bit-packed samples allows the cohesion to be estimated later.
+    Per label and neuron: the number of samples with an open gate and the sum of gates. Memory is O(labels × neurons),
+    whatever the number of samples; a seeded reservoir of bit-packed samples allows the cohesion to be estimated later.
 
     Args:
         labels (`list[str]`): the names of the labels, by id.
@@ -36,7 +36,8 @@ class NeuronStatistics:
 
     Attributes:
         num_samples (`torch.Tensor` of shape `(num_labels,)`): samples seen.
-        open_counts (`torch.Tensor` of shape `(num_labels, num_neurons)`): samples with an open gate, all layers side by side.
+        open_counts (`torch.Tensor` of shape `(num_labels, num_neurons)`): samples with an open gate, all layers side
+            by side.
         gate_sums (`torch.Tensor` of shape `(num_labels, num_neurons)`): sums of gates.
     """
 
@@ -47,7 +48,8 @@ class NeuronStatistics:
         self.num_samples = torch.zeros(len(self.labels), dtype=torch.int64)
         self.open_counts = torch.zeros(len(self.labels), neurons, dtype=torch.int32)
         self.gate_sums = torch.zeros(len(self.labels), neurons)
-        # The reservoir keeps the samples with the smallest random keys: whole, unbiased, and independent of batch sizes.
+        # The reservoir keeps the samples with the smallest random keys: whole, unbiased, and independent of batch
+        # sizes.
         row_bytes = (neurons + 7) // 8
         size = max(2, min(RESERVOIR_SAMPLES, RESERVOIR_BYTES // max(1, len(self.labels) * row_bytes)))
         self._keys = np.full((len(self.labels), size), np.inf)
@@ -67,10 +69,16 @@ class NeuronStatistics:
             [`~nemo_hf.errors.NemoValueError`]: if an id has no label.
         """
         ids = labels.cpu()
-        if ids.dim() != 1 or ids.is_floating_point() or (len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.labels)):
+        if (
+            ids.dim() != 1
+            or ids.is_floating_point()
+            or (len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.labels))
+        ):
             raise NemoValueError(
-                f"Statistics need one integer label from 0 to {len(self.labels) - 1} per sample (`model.config.num_labels`), got "
-                f"{labels.dtype} of shape {tuple(labels.shape)} with values up to {labels.max().item() if len(ids) else '-'}."
+                f"Statistics need one integer label from 0 to {len(self.labels) - 1} per sample "
+                f"(`model.config.num_labels`), got "
+                f"{labels.dtype} of shape {tuple(labels.shape)} with values up to "
+                f"{labels.max().item() if len(ids) else '-'}."
             )
         joined = torch.cat([gates[layer].float() for layer in self.layers], dim=1)
         is_open = joined > 0
@@ -94,13 +102,15 @@ class NeuronStatistics:
                 self._bits[label, slot] = row
 
     def frequency(self) -> torch.Tensor:
-        """Share of a label's samples with an open gate, of shape `(num_labels, num_neurons)`; 0 for labels without samples."""
+        """Share of a label's samples with an open gate, of shape `(num_labels, num_neurons)`; 0 for labels without "
+        "samples."""
         return self.open_counts.cpu() / self.num_samples.clamp(min=1)[:, None]
 
     def module_masks(self, threshold: float = 0.9) -> ModuleMasks:
         """
-        The neurons that at least a share `threshold` of the samples of a label opens (NeMo, arXiv 2508.11348, section 3). A layer
-        that would be empty keeps its single most frequent neuron.
+        The neurons that at least a share `threshold` of the samples of a label opens (NeMo, arXiv 2508.11348, section 3).
+        A layer that would be empty keeps its
+        single most frequent neuron.
 
         Args:
             threshold (`float`, *optional*, defaults to 0.9): share of samples in (0, 1].
@@ -121,7 +131,9 @@ class NeuronStatistics:
         open_counts = self.open_counts.cpu()
         selected = (open_counts >= needed).split(list(self.layers.values()), dim=1)
         counts = open_counts.split(list(self.layers.values()), dim=1)
-        means = (self.gate_sums.cpu() / self.num_samples.clamp(min=1)[:, None]).split(list(self.layers.values()), dim=1)
+        means = (self.gate_sums.cpu() / self.num_samples.clamp(min=1)[:, None]).split(
+            list(self.layers.values()), dim=1
+        )
         masks: dict[str, dict[str, torch.Tensor]] = {self.labels[i]: {} for i in seen}
         gates: dict[str, dict[str, torch.Tensor]] = {self.labels[i]: {} for i in seen}
         for column, layer in enumerate(self.layers):
@@ -188,7 +200,8 @@ def collect_statistics(
     disable_tqdm: bool = False,
 ) -> NeuronStatistics:
     """
-    Stream once over the data, in evaluation mode, and count the open gates. Pass the training set without augmentation.
+    Stream once over the data, in evaluation mode, and count the open gates. Pass the training set without
+    augmentation.
 
     Args:
         model (`nn.Module`): a modular model.
@@ -216,9 +229,13 @@ def collect_statistics(
             inputs = dict(batch)
             labels = inputs.pop(labels_name, None)
             if labels is None:
-                raise NemoValueError(f"A batch has no {labels_name!r}, only {', '.join(batch)}. Statistics are per label.")
+                raise NemoValueError(
+                    f"A batch has no {labels_name!r}, only {', '.join(batch)}. Statistics are per label."
+                )
             with torch.no_grad(), record_masks(model) as gates:
-                model(**{name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()})
+                model(
+                    **{name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
+                )
             statistics.update(gates, labels)
     finally:
         model.train(was_training)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,16 +33,17 @@ class ModularTrainer(Trainer):
     """
     Trains a classifier so that every class ends up with its own few neurons.
 
-    A `transformers.Trainer` in every other respect; the model gets its masks when the trainer is made, unless it has them.
+    A `transformers.Trainer` in every other respect; the model gets its masks when the trainer is made, unless it has
+    them.
 
     Args:
         model (`PreTrainedModel`, *optional*): the classifier, plain or modular.
         args ([`ModularTrainingArguments`], *optional*): the arguments.
         trainer_args, trainer_kwargs: the other arguments of `transformers.Trainer`, in its order.
-        modular_config ([`ModularConfig`], *optional*): which layers are masked, and how. Defaults to `ModularConfig()`, or to that
-            of a model that has masks.
-        teacher_model (`nn.Module`, *optional*): for `DeiTForImageClassificationWithTeacher`: a classifier of the same inputs whose
-            `logits` are distilled.
+        modular_config ([`ModularConfig`], *optional*): which layers are masked, and how. Defaults to
+            `ModularConfig()`, or to that of a model that has masks.
+        teacher_model (`nn.Module`, *optional*): for `DeiTForImageClassificationWithTeacher`: a classifier of the same
+            inputs whose `logits` are distilled.
 
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: for arguments that do not go together.
@@ -72,12 +72,14 @@ class ModularTrainer(Trainer):
             raise NemoValueError(f"ModularTrainer needs ModularTrainingArguments, got {type(args).__name__}.")
         if args.n_gpu > 1:
             raise NemoValueError(
-                "nn.DataParallel would silently train no masks. Start one process per GPU with `accelerate launch` or `torchrun`, "
+                "nn.DataParallel would silently train no masks. Start one process per GPU with `accelerate launch` or "
+                "`torchrun`, "
                 "or show a single GPU (`CUDA_VISIBLE_DEVICES=0`)."
             )
         if (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise NemoValueError(
-                "Reentrant checkpointing runs the forward pass without gradients, so that masks would silently not be trained. Set "
+                "Reentrant checkpointing runs the forward pass without gradients, so that masks would silently not be "
+                "trained. Set "
                 'activation_checkpointing_kwargs={"use_reentrant": False}.'
             )
         self.modular_config = modular_config
@@ -96,7 +98,8 @@ class ModularTrainer(Trainer):
             return apply_masks(model, self.modular_config)
         if self.modular_config is not None and self.modular_config != modular_config(model):
             raise NemoValueError(
-                f"The model is masked already, with another config: {modular_config(model)}. Leave out modular_config, or call "
+                f"The model is masked already, with another config: {modular_config(model)}. Leave out "
+                f"modular_config, or call "
                 "`remove_masks(model)` first."
             )
         return model
@@ -113,13 +116,15 @@ class ModularTrainer(Trainer):
         self._set_up_objective()  # a trial may have changed their weights
 
     def _set_up_teacher(self, teacher: nn.Module | None) -> None:
-        """`DeiT…WithTeacher` takes no labels and returns no loss: the trainer keeps the labels and computes the loss."""
+        """`DeiT…WithTeacher` takes no labels and returns no loss: the trainer keeps the labels and computes the "
+        "loss."""
         self.teacher_model = teacher
         self._has_distillation_head = type(self.model).__name__.endswith(TEACHER_CLASS_SUFFIX)
         if teacher is not None:
             if not self._has_distillation_head:
                 raise NemoValueError(
-                    f"teacher_model is for models with a distillation head (DeiTForImageClassificationWithTeacher), not for "
+                    f"teacher_model is for models with a distillation head (DeiTForImageClassificationWithTeacher), "
+                    f"not for "
                     f"{type(self.model).__name__}."
                 )
             self.teacher_model = teacher.requires_grad_(False).eval().to(self.args.device)
@@ -154,7 +159,7 @@ class ModularTrainer(Trainer):
 
     def _distillation_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         """
-        `0.5 · CE(cls) + 0.25 · (KL(cls, teacher) + KL(distillation, teacher))` (DeiT with the soft distillation of NeMo's recipe).
+        `0.5 · CE(cls) + 0.25 · (KL(cls, teacher) + KL(distillation, teacher))`: soft distillation as in NeMo's recipe.
         Without a teacher, which evaluation does not need, the cross-entropy of the average of both heads.
         """
         labels = inputs["labels"]
@@ -164,7 +169,8 @@ class ModularTrainer(Trainer):
             return cross_entropy(outputs.logits.float(), labels), outputs
         if self.teacher_model is None:
             raise NemoValueError(
-                f"{type(self.model).__name__} learns from a teacher: pass ModularTrainer(..., teacher_model=classifier)."
+                f"{type(self.model).__name__} learns from a teacher: pass ModularTrainer(..., "
+                f"teacher_model=classifier)."
             )
         with torch.no_grad():
             pixel_values = inputs["pixel_values"]
@@ -180,7 +186,8 @@ class ModularTrainer(Trainer):
             return
         if any(p.requires_grad for layer in masked_layers(model).values() for p in layer.mask_generator.parameters()):
             raise NemoRuntimeError(
-                "The recorded gates carry no gradient, so the masks would silently not be trained. This is what reentrant "
+                "The recorded gates carry no gradient, so the masks would silently not be trained. This is what "
+                "reentrant "
                 "checkpointing does: enable it with use_reentrant=False."
             )
 
@@ -190,7 +197,8 @@ class ModularTrainer(Trainer):
     def _observe(
         self, phase: str, terms: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor], labels: torch.Tensor
     ) -> None:
-        """Sum the terms of a batch on the device, weighted by its size; nothing waits for the device before it is logged."""
+        """Sum the terms of a batch on the device, weighted by its size; nothing waits for the device before it is "
+        "logged."""
         neurons = sum(gates.shape[-1] for gates in masks.values())
         batch_size = next(iter(masks.values())).shape[0]
         observed = {name: term.detach() for name, term in terms.items()}
@@ -213,7 +221,11 @@ class ModularTrainer(Trainer):
             return {}
         sums = torch.stack([torch.stack([total.float(), count.float()]) for total, count in terms.values()])
         sums = self.accelerator.reduce(sums, reduction="sum")
-        return {f"{prefix}{name}": total / count for name, (total, count) in zip(terms, sums.tolist(), strict=True) if count}
+        return {
+            f"{prefix}{name}": total / count
+            for name, (total, count) in zip(terms, sums.tolist(), strict=True)
+            if count
+        }
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means of the terms to a training log; those of an evaluation are among its metrics already."""
@@ -232,15 +244,19 @@ class ModularTrainer(Trainer):
     # ---- Optimizer ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer of transformers, with the generators in groups of their own if they have their own learning rate."""
+        """The optimizer of transformers, with the generators in groups of their own if they have their own learning "
+        "rate."""
         given = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         opt_model = self.model if model is None else model
-        generators = {id(p) for name, p in opt_model.named_parameters() if ".mask_generator." in name and p.requires_grad}
+        generators = {
+            id(p) for name, p in opt_model.named_parameters() if ".mask_generator." in name and p.requires_grad
+        }
         if given:
             if generators - {id(p) for group in optimizer.param_groups for p in group["params"]}:
                 raise NemoValueError(
-                    "The given optimizer does not hold the mask generators, which would stay untrained. Call `apply_masks(model, "
+                    "The given optimizer does not hold the mask generators, which would stay untrained. Call "
+                    "`apply_masks(model, "
                     "config)` before making the optimizer."
                 )
         elif self.args.mask_learning_rate is not None:
@@ -268,14 +284,17 @@ class ModularTrainer(Trainer):
         if dataset is None:
             raise NemoValueError("collect_statistics needs a dataset: there is no training set to default to.")
         return collect_statistics(
-            self._unwrapped(self.model), self.get_eval_dataloader(dataset), seed=self.args.seed, disable_tqdm=self.args.disable_tqdm
+            self._unwrapped(self.model),
+            self.get_eval_dataloader(dataset),
+            seed=self.args.seed,
+            disable_tqdm=self.args.disable_tqdm,
         )
 
     # ---- Checkpoints ----
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # Checkpoints of ViT and others carry other names than the live parameters. `Trainer` reads the file by the live names, not
-        # strictly, and so restores almost nothing (transformers 5.23): load as `from_pretrained` does instead.
+        # Checkpoints of ViT and others carry other names than the live parameters. `Trainer` reads the file by the
+        # live names, not strictly, and so restores almost nothing (transformers 5.23): load as `from_pretrained` does.
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:

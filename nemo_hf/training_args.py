@@ -20,12 +20,13 @@ class ModularTrainingArguments(TrainingArguments):
 
     Args:
         objective (`"contrastive"` or `"nemo"`, *optional*, defaults to `"contrastive"`):
-            The term that gives every class its own neurons: the corrected supervised contrastive loss, or the one that the
-            reference code of NeMo computes.
+            The term that gives every class its own neurons: the corrected supervised contrastive loss, or the one
+            that the reference code of NeMo computes.
         alpha (`float`, *optional*, defaults to 0.1): weight of that term.
         temperature (`float`, *optional*, defaults to 0.2): τ of that term.
         compactness (`float`, *optional*, defaults to 1.0): weight of the size term.
-        target_retention (`float`, *optional*, defaults to 0.1): mean gate from which the size term stops to pull, in (0, 1].
+        target_retention (`float`, *optional*, defaults to 0.1): mean gate from which the size term stops to pull, in
+            (0, 1].
         mask_learning_rate (`float`, *optional*): learning rate of the mask generators. Defaults to `learning_rate`.
 
     Raises:
@@ -41,7 +42,10 @@ class ModularTrainingArguments(TrainingArguments):
 
     objective: Literal["contrastive", "nemo"] = field(
         default="contrastive",
-        metadata={"help": "Term that organises neurons by class: the corrected contrastive loss, or NeMo's as its reference computes it."},
+        metadata={
+            "help": "Term that organises neurons by class: the corrected contrastive loss, or NeMo's as its reference "
+            "computes it."
+        },
     )
     alpha: float = field(default=0.1, metadata={"help": "Weight of the contrastive term."})
     temperature: float = field(default=0.2, metadata={"help": "Temperature of the contrastive term."})
@@ -64,4 +68,6 @@ class ModularTrainingArguments(TrainingArguments):
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise NemoValueError(f"temperature must be above 0, got {self.temperature!r}.")
         if not 0 < self.target_retention <= 1:
-            raise NemoValueError(f"target_retention is a share of neurons and must be in (0, 1], got {self.target_retention!r}.")
+            raise NemoValueError(
+                f"target_retention is a share of neurons and must be in (0, 1], got {self.target_retention!r}."
+            )

@@ -1,0 +1,63 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""Save modules with everything that a user of the checkpoint needs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from .config import MODULE_KIND
+from .errors import NemoValueError
+from .model_card import module_card
+
+
+def save_module(
+    module: PreTrainedModel,
+    save_directory: str | os.PathLike,
+    processing_class: Any = None,
+    metrics: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> None:
+    """
+    Save a module with its processor and card, ready for `pipeline(task, model=save_directory)`.
+
+    Everything is written to a temporary folder first, then moved into place: a failure leaves no half-written
+    checkpoint.
+
+    Args:
+        module (`PreTrainedModel`): made by [`~nemo_hf.extract_module`].
+        save_directory (`str` or `os.PathLike`): the folder; made if it is missing.
+        processing_class (*optional*): tokenizer or image processor of the parent.
+        metrics (`Mapping`, *optional*): measured results for the card, name → value.
+        kwargs: passed to `module.save_pretrained`.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: if the model is not a module.
+
+    Example:
+
+    ```python
+    >>> save_module(module, "cat-dog", processing_class=image_processor)
+    ```
+    """
+    nemo = getattr(module.config, "nemo", None)
+    if not isinstance(nemo, dict) or nemo.get("kind") != MODULE_KIND:
+        raise NemoValueError(f"{type(module).__name__} is not a module; make one with `extract_module`.")
+    target = Path(save_directory)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        module.save_pretrained(temporary, **kwargs)
+        if processing_class is not None:
+            processing_class.save_pretrained(temporary)
+        if not (target / "README.md").exists():
+            module_card(module, metrics).save(Path(temporary) / "README.md")
+        for file in Path(temporary).iterdir():
+            if file.is_dir() and (target / file.name).is_dir():
+                shutil.rmtree(target / file.name)
+            os.replace(file, target / file.name)
