@@ -108,8 +108,8 @@ class NeuronStatistics:
 
     def module_masks(self, threshold: float = 0.9) -> ModuleMasks:
         """
-        The neurons that at least a share `threshold` of the samples of a label opens (NeMo, arXiv 2508.11348, section 3).
-        A layer that would be empty keeps its
+        The neurons that at least a share `threshold` of the samples of a label opens (NeMo, arXiv 2508.11348,
+        section 3). A layer that would be empty keeps its
         single most frequent neuron.
 
         Args:

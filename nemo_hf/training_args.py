@@ -22,10 +22,10 @@ class ModularTrainingArguments(TrainingArguments):
         objective (`"contrastive"` or `"nemo"`, *optional*, defaults to `"contrastive"`):
             The term that gives every class its own neurons: the corrected supervised contrastive loss, or the one
             that the reference code of NeMo computes.
-        alpha (`float`, *optional*, defaults to 0.1): weight of that term.
+        alpha (`float`, *optional*, defaults to 0.3): weight of that term.
         temperature (`float`, *optional*, defaults to 0.2): τ of that term.
         compactness (`float`, *optional*, defaults to 1.0): weight of the size term.
-        target_retention (`float`, *optional*, defaults to 0.1): mean gate from which the size term stops to pull, in
+        target_retention (`float`, *optional*, defaults to 0.07): mean gate from which the size term stops to pull, in
             (0, 1].
         mask_learning_rate (`float`, *optional*): learning rate of the mask generators. Defaults to `learning_rate`.
 
@@ -36,7 +36,7 @@ class ModularTrainingArguments(TrainingArguments):
 
     ```python
     >>> from nemo_hf import ModularTrainingArguments
-    >>> args = ModularTrainingArguments("modular-vit", alpha=0.1, target_retention=0.1, report_to="none")
+    >>> args = ModularTrainingArguments("modular-vit", target_retention=0.1, report_to="none")
     ```
     """
 
@@ -47,11 +47,11 @@ class ModularTrainingArguments(TrainingArguments):
             "computes it."
         },
     )
-    alpha: float = field(default=0.1, metadata={"help": "Weight of the contrastive term."})
+    alpha: float = field(default=0.3, metadata={"help": "Weight of the contrastive term."})
     temperature: float = field(default=0.2, metadata={"help": "Temperature of the contrastive term."})
     compactness: float = field(default=1.0, metadata={"help": "Weight of the size term; 0 switches it off."})
     target_retention: float = field(
-        default=0.1, metadata={"help": "Mean gate, in (0, 1], from which the size term stops to pull."}
+        default=0.07, metadata={"help": "Mean gate, in (0, 1], from which the size term stops to pull."}
     )
     mask_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the mask generators. Defaults to the learning rate."}

@@ -1,0 +1,258 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""The command line: `nemo-hf demo | train | extract | evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+# Everything heavy is imported inside the commands, so that `--help` answers at once.
+
+
+def demo(arguments: list[str]) -> dict[str, Any]:
+    """Train a small ViT on digits, cut modules out of it and compare them with a plain model."""
+    parser = _parser("demo", demo.__doc__)
+    parser.add_argument("--output", default="nemo-demo", help="folder for the models (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--gates", choices=("mean", "binary"), default="mean", help="constant gates of the modules")
+    args = parser.parse_args(arguments)
+    report: dict[str, Any] = {}
+    from .demo import run_demo
+
+    start = time.time()
+    report.update(run_demo(args.output, args.seed, args.gates))
+    report["seconds"] = time.time() - start
+    _print_demo(report, args.output)
+    return report
+
+
+def train(arguments: list[str]) -> dict[str, Any]:
+    """Train a modular image or text classifier, collect its statistics and save both."""
+    from transformers import HfArgumentParser, set_seed
+    from transformers.utils import logging
+
+    from . import tasks
+    from .trainer import ModularTrainer
+    from .training_args import ModularTrainingArguments
+
+    parser = HfArgumentParser(
+        (tasks.ModelArguments, tasks.DataArguments, ModularTrainingArguments),
+        prog="nemo-hf train",
+        description=train.__doc__,
+        parents=[_common()],
+    )
+    model_args, data_args, training_args, _ = parser.parse_args_into_dataclasses(args=arguments)
+    logging.set_verbosity_warning()
+    report: dict[str, Any] = {}
+    training_args.remove_unused_columns = False  # images are transformed when they are read
+    train_split = tasks.load_split(data_args, data_args.train_split)
+    eval_split = tasks.load_split(data_args, data_args.eval_split)
+    if data_args.max_train_samples:
+        train_split = train_split.shuffle(seed=training_args.seed)
+        train_split = train_split.select(range(min(len(train_split), data_args.max_train_samples)))
+    if data_args.max_eval_samples:
+        eval_split = eval_split.select(range(min(len(eval_split), data_args.max_eval_samples)))
+    columns = tasks.find_columns(train_split, data_args)
+    processor = tasks.load_processor(model_args, columns, train_split, data_args.max_length)
+    set_seed(training_args.seed)
+    model = tasks.load_model(model_args, columns, processor)
+    label2id = {name: i for i, name in enumerate(columns.names)}
+    train_dataset, eval_dataset = (
+        tasks.encode(split, columns, processor, label2id, data_args.max_length) for split in (train_split, eval_split)
+    )
+    trainer = ModularTrainer(
+        model,
+        training_args,
+        data_collator=tasks.collator(processor, columns.is_image),
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        compute_metrics=tasks.accuracy,
+        modular_config=model_args.modular_config(),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    report.update(trainer.evaluate())
+    trainer.save_model()
+    statistics = trainer.collect_statistics(train_dataset)
+    statistics.save_pretrained(training_args.output_dir)
+    masks = statistics.module_masks()
+    report.update(single_label_retention=masks.retention(), cohesion=statistics.cohesion(), coupling=masks.coupling())
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    _print_values(report)
+    print(f"Saved to {training_args.output_dir}. Next: nemo-hf extract {training_args.output_dir} --labels …")
+    return report
+
+
+def extract(arguments: list[str]) -> dict[str, Any]:
+    """Cut the module for some labels out of a modular checkpoint; needs the statistics beside it, but no data."""
+    parser = _parser("extract", extract.__doc__)
+    parser.add_argument("checkpoint", help="a modular checkpoint: a folder or a repository on the Hub")
+    parser.add_argument("--labels", nargs="+", required=True, help="names or ids of the labels, in the order wanted")
+    parser.add_argument("--output", required=True, help="folder for the module")
+    parser.add_argument("--threshold", type=float, default=0.9, help="share of a label's samples that open a neuron")
+    parser.add_argument("--gates", choices=("mean", "binary"), default="mean", help="what multiplies a kept neuron")
+    parser.add_argument("--revision", default="main", help="revision on the Hub")
+    parser.add_argument("--token", help="access token for the Hub")
+    args = parser.parse_args(arguments)
+    report: dict[str, Any] = {}
+    from . import AutoModularModel, NeuronStatistics, extract_module, metrics, save_module
+    from .tasks import processor_of
+
+    hub = {"revision": args.revision, "token": args.token}
+    model = AutoModularModel.from_pretrained(args.checkpoint, **hub)
+    masks = NeuronStatistics.from_pretrained(args.checkpoint, **hub).module_masks(args.threshold)
+    labels = [label if label in model.config.label2id or not label.isdigit() else int(label) for label in args.labels]
+    module = extract_module(model, masks, labels, gates=args.gates)
+    save_module(module, args.output, processing_class=processor_of(args.checkpoint, module, **hub))
+    report.update(
+        labels=module.config.nemo["labels"],
+        neuron_retention=module.config.nemo["neuron_retention"],
+        parameter_retention=module.config.nemo["parameter_retention"],
+        parameters=metrics.count_parameters(module),
+        bytes=(Path(args.output) / "model.safetensors").stat().st_size,
+    )
+    _print_values(report)
+    print(f"Saved to {args.output}.")
+    return report
+
+
+def evaluate(arguments: list[str]) -> dict[str, Any]:
+    """Accuracy of a module, a modular or a plain checkpoint on the samples of its labels."""
+    from transformers import HfArgumentParser
+
+    from . import tasks
+
+    parser = HfArgumentParser(
+        tasks.DataArguments, prog="nemo-hf evaluate", description=evaluate.__doc__, parents=[_common()]
+    )
+    parser.add_argument("checkpoint", help="a folder or a repository on the Hub")
+    parser.add_argument("--batch_size", type=int, default=128, help="samples per batch (default: %(default)s)")
+    parser.add_argument("--revision", default="main", help="revision on the Hub")
+    parser.add_argument("--token", help="access token for the Hub")
+    data_args, args = parser.parse_args_into_dataclasses(args=arguments)
+    report: dict[str, Any] = {}
+    from . import collect_statistics, metrics
+    from .masking import is_masked
+
+    hub = {"revision": args.revision, "token": args.token}
+    split = tasks.load_split(data_args, data_args.eval_split)
+    if data_args.max_eval_samples:
+        split = split.select(range(min(len(split), data_args.max_eval_samples)))
+    columns = tasks.find_columns(split, data_args)
+    model = tasks.load_checkpoint(args.checkpoint, columns.is_image, **hub)
+    processor = tasks.processor_of(args.checkpoint, model, **hub)
+    dataset = tasks.encode(split, columns, processor, model.config.label2id, data_args.max_length)
+    batches = tasks.dataloader(dataset, processor, columns.is_image, args.batch_size)
+    report.update(
+        kind=getattr(model.config, "nemo", {}).get("kind", "plain"),
+        labels=list(model.config.id2label.values()),
+        num_samples=len(dataset),
+        accuracy=tasks.model_accuracy(model, batches),
+        parameters=metrics.count_parameters(model),
+    )
+    if is_masked(model):
+        statistics = collect_statistics(model, batches)
+        masks = statistics.module_masks()
+        report.update(
+            single_label_retention=masks.retention(), cohesion=statistics.cohesion(), coupling=masks.coupling()
+        )
+    _print_values(report)
+    return report
+
+
+COMMANDS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
+    "demo": demo,
+    "train": train,
+    "extract": extract,
+    "evaluate": evaluate,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `nemo-hf`: runs one command; 0 on success, 1 on an error, 2 on wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="nemo-hf",
+        description="Train modular classifiers and cut out small modules.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(f"  {name:10}{command.__doc__}" for name, command in COMMANDS.items()),
+    )
+    parser.add_argument("command", choices=COMMANDS, help="what to do; `nemo-hf COMMAND --help` lists its options")
+    name = parser.parse_args(arguments[:1]).command
+    common, _ = _common().parse_known_args(arguments[1:])
+    from transformers.utils import logging
+
+    from .errors import NemoError
+
+    logging.disable_progress_bar()  # of reading and writing single files; training and statistics keep theirs
+    try:
+        report = COMMANDS[name](arguments[1:])
+        if common.json:
+            _write_json(common.json, report)
+    except (NemoError, OSError, ValueError) as error:
+        if common.debug:
+            raise
+        print(f"nemo-hf {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _common() -> argparse.ArgumentParser:
+    """The options of all commands: listed by each of them, handled in one place."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file too")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"nemo-hf {name}", description=description, parents=[_common()])
+
+
+def _write_json(path: str, report: dict[str, Any]) -> None:
+    from .files import atomic_path
+
+    known = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in report.items()}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(known, indent=2) + "\n")
+
+
+def _print_values(report: dict[str, Any]) -> None:
+    for name, value in report.items():
+        print(f"{name:32}{f'{value:.4g}' if isinstance(value, float) else value}")
+
+
+def _print_demo(report: dict[str, Any], output: str) -> None:
+    other = {"mean": "binary", "binary": "mean"}[report["gates"]]
+    header = ("labels", f"acc. {report['gates']}", f"acc. {other}", "acc. plain", "neurons", "parameters", "bytes")
+    print("  ".join(f"{name:>11}" for name in (*header, "latency", "difference")))
+    for module in report["modules"]:
+        several = len(module["labels"]) > 1  # with one label there is nothing to choose between
+        accuracies = (module["accuracy"], module["other_gates_accuracy"], module["plain_accuracy"])
+        cells = [",".join(map(str, module["labels"])), *(f"{value:.1%}" if several else "-" for value in accuracies)]
+        cells += [f"{module['neuron_retention']:.1%}", f"{module['parameter_retention']:.1%}", f"{module['bytes']:,}"]
+        cells += [f"{module['latency_ratio']:.2f} x", f"{module['logit_difference']:.1e}"]
+        print("  ".join(f"{cell:>11}" for cell in cells))
+    summary = {
+        "plain model, all labels": f"{report['plain_accuracy']:.1%}",
+        "modular model, all labels": f"{report['modular_accuracy']:.1%}",
+        f"modules of label pairs, {report['gates']} gates": f"{report['pair_accuracy']:.1%}",
+        f"modules of label pairs, {other} gates": f"{report['pair_other_gates_accuracy']:.1%}",
+        "plain model, label pairs": f"{report['pair_plain_accuracy']:.1%}",
+        "neurons kept for one label": f"{report['neuron_retention']:.1%}",
+        "cohesion, coupling": f"{report['cohesion']:.2f}, {report['coupling']:.2f}",
+        "largest logit difference to the parent": f"{report['max_logit_difference']:.1e}",
+        "after reloading in a fresh process": f"{report['reload_difference']:.1e}",
+    }
+    print("\nModules are measured as cut, without fine-tuning.")
+    for name, value in summary.items():
+        print(f"{name:42}{value}")
+    print(f"Saved to {output} in {report['seconds']:.0f} s.")

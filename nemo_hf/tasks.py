@@ -1,0 +1,285 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""What the command line needs around the library: dataset, processor and model for image or text classification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Image, Value, load_dataset
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ViTImageProcessor,
+)
+
+from .auto import AutoModularModel
+from .config import ModularConfig
+from .errors import NemoValueError
+from .masking import is_modular_checkpoint
+
+
+LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label")
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclass
+class DataArguments:
+    """Where the data are. Columns are found by their types unless they are named."""
+
+    dataset_name: str = field(metadata={"help": "A dataset on the Hub, or a local folder in the Hub's layout."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    train_split: str = field(default="train", metadata={"help": "Split to train and to collect statistics on."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "Split to evaluate on. Defaults to the test split, or else the validation split."},
+    )
+    input_column: str | None = field(default=None, metadata={"help": "Column with the images or the texts."})
+    label_column: str | None = field(default=None, metadata={"help": "Column with the labels."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on that many random samples only."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on the first so many samples only."}
+    )
+    max_length: int = field(default=128, metadata={"help": "Longest text in tokens; the rest is cut off."})
+
+
+@dataclass
+class ModelArguments:
+    """What is trained: a pretrained model, or a new one of a given type."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A pretrained model: a repository or a folder."}
+    )
+    model_type: str | None = field(
+        default=None, metadata={"help": "Train a new model of this type, such as vit or bert."}
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "For a new model: hidden_size=96,num_hidden_layers=6,…"}
+    )
+    train_tokenizer: bool = field(
+        default=False,
+        metadata={"help": "For a new text model: train a small WordPiece tokenizer on the training texts."},
+    )
+    vocab_size: int = field(default=8000, metadata={"help": "Size of that tokenizer's vocabulary."})
+    revision: str = field(default="main", metadata={"help": "Revision of the pretrained model."})
+    token: str | None = field(default=None, metadata={"help": "Access token for the Hub."})
+    target_modules: str = field(
+        default="all", metadata={"help": "all, ffn, attention, or a regular expression of layers."}
+    )
+    skip_first_blocks: int = field(default=1, metadata={"help": "Encoder blocks, from the first, that stay unmasked."})
+    generator_hidden_size: int = field(default=16, metadata={"help": "Width of the mask generators; 0: the paper's."})
+    gate: str = field(default="soft", metadata={"help": "soft or hard gates."})
+
+    def modular_config(self) -> ModularConfig:
+        """The masks that were asked for."""
+        return ModularConfig(
+            target_modules=self.target_modules,
+            skip_first_blocks=self.skip_first_blocks,
+            generator_hidden_size=self.generator_hidden_size or None,
+            gate=self.gate,
+        )
+
+
+@dataclass
+class Columns:
+    """The columns of a classification dataset and the names of its labels."""
+
+    inputs: str
+    label: str
+    names: list[str]
+    is_image: bool
+
+
+def load_split(data: DataArguments, split: str | None = None) -> Dataset:
+    """
+    One split of the dataset; without a name the test split, or else the validation split.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: if there is no such split.
+    """
+    splits = load_dataset(data.dataset_name, data.dataset_config_name)
+    candidates = [split] if split else [name for name in ("test", "validation") if name in splits]
+    if not candidates or candidates[0] not in splits:
+        raise NemoValueError(f"{data.dataset_name} has no split {split or 'test'!r}; it has {', '.join(splits)}.")
+    return splits[candidates[0]]
+
+
+def find_columns(dataset: Dataset, data: DataArguments) -> Columns:
+    """
+    Find the columns with the inputs and the labels by their types, unless the arguments name them.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: if there are none.
+    """
+    features = dataset.features
+    for name in (data.input_column, data.label_column):
+        if name is not None and name not in features:
+            raise NemoValueError(f"The dataset has no column {name!r}; it has {', '.join(features)}.")
+    label = data.label_column or next((name for name in LABEL_COLUMNS if name in features), None)
+    if label is None:
+        label = next((name for name, feature in features.items() if isinstance(feature, ClassLabel)), None)
+    if label is None:
+        raise NemoValueError(f"The dataset has no labels: none of its columns {', '.join(features)} is one. Name one.")
+    images = [name for name, feature in features.items() if isinstance(feature, Image)]
+    texts = [name for name, feature in features.items() if feature == Value("string") and name != label]
+    inputs = data.input_column or next(iter(images + texts), None)
+    if inputs is None:
+        raise NemoValueError(f"The dataset has neither images nor texts, only {', '.join(features)}.")
+    feature = features[label]
+    names = feature.names if isinstance(feature, ClassLabel) else [str(value) for value in sorted(set(dataset[label]))]
+    return Columns(inputs, label, names, isinstance(features[inputs], Image))
+
+
+def load_processor(model: ModelArguments, columns: Columns, train: Dataset, max_length: int) -> Any:
+    """The image processor or tokenizer: of the pretrained model, or a new one."""
+    if model.model_name_or_path is not None:
+        auto_class = AutoImageProcessor if columns.is_image else AutoTokenizer
+        return auto_class.from_pretrained(model.model_name_or_path, revision=model.revision, token=model.token)
+    if columns.is_image:
+        size = _new_config(model, columns).image_size
+        return ViTImageProcessor(size={"height": size, "width": size})
+    if model.train_tokenizer:
+        return train_wordpiece(train[columns.inputs], model.vocab_size, max_length)
+    raise NemoValueError(
+        "A new text model needs a tokenizer: pass --train_tokenizer, or start from a pretrained model."
+    )
+
+
+def train_wordpiece(texts: list[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
+    """A lower-case WordPiece tokenizer in the manner of BERT, trained on the given texts."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.BertProcessing(
+        ("[SEP]", tokenizer.token_to_id("[SEP]")), ("[CLS]", tokenizer.token_to_id("[CLS]"))
+    )
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **names)
+
+
+def load_model(model: ModelArguments, columns: Columns, processor: Any) -> PreTrainedModel:
+    """The classifier to train, with the labels of the dataset: pretrained (modular ones with their masks) or new."""
+    labels = {
+        "num_labels": len(columns.names),
+        "id2label": dict(enumerate(columns.names)),
+        "label2id": {name: i for i, name in enumerate(columns.names)},
+    }
+    auto_class = AutoModelForImageClassification if columns.is_image else AutoModelForSequenceClassification
+    if model.model_name_or_path is not None:
+        hub = {"revision": model.revision, "token": model.token}
+        config = AutoConfig.from_pretrained(model.model_name_or_path, **hub, **labels)
+        if is_modular_checkpoint(config):
+            return AutoModularModel.from_pretrained(model.model_name_or_path, config=config, **hub)
+        return auto_class.from_pretrained(model.model_name_or_path, config=config, ignore_mismatched_sizes=True, **hub)
+    config = _new_config(model, columns, **labels)
+    if not columns.is_image:
+        config.vocab_size, config.pad_token_id = len(processor), processor.pad_token_id
+    return auto_class.from_config(config)
+
+
+def _new_config(model: ModelArguments, columns: Columns, **values: Any) -> Any:
+    if model.model_type is None:
+        raise NemoValueError("Name a pretrained model (--model_name_or_path) or the type of a new one (--model_type).")
+    config = AutoConfig.for_model(model.model_type, **values)
+    if model.config_overrides:
+        config.update_from_string(model.config_overrides)
+    return config
+
+
+def load_checkpoint(checkpoint: str, is_image: bool, **hub_kwargs: Any) -> PreTrainedModel:
+    """A trained classifier: a module, a modular model with its masks, or a plain model."""
+    if is_modular_checkpoint(AutoConfig.from_pretrained(checkpoint, **hub_kwargs)):
+        return AutoModularModel.from_pretrained(checkpoint, **hub_kwargs)
+    auto_class = AutoModelForImageClassification if is_image else AutoModelForSequenceClassification
+    return auto_class.from_pretrained(checkpoint, **hub_kwargs)
+
+
+def processor_of(checkpoint: str, model: PreTrainedModel, **hub_kwargs: Any) -> Any:
+    """The image processor or tokenizer that was saved with a checkpoint."""
+    auto_class = AutoImageProcessor if model.main_input_name == "pixel_values" else AutoTokenizer
+    return auto_class.from_pretrained(checkpoint, **hub_kwargs)
+
+
+def encode(dataset: Dataset, columns: Columns, processor: Any, label2id: dict[str, int], max_length: int) -> Dataset:
+    """
+    The dataset as model inputs with the label ids of a model; samples of labels that the model does not have
+    are left out.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: if no sample is left.
+    """
+    feature = dataset.features[columns.label]
+    values = np.array(dataset[columns.label])
+    names = np.array(columns.names)[values] if isinstance(feature, ClassLabel) else values.astype(str)
+    ids = np.array([label2id.get(name, -1) for name in names.tolist()], dtype=np.int64)
+    if not (ids >= 0).any():
+        raise NemoValueError(
+            f"None of the dataset's labels ({', '.join(columns.names[:10])}) is a label of the model "
+            f"({', '.join(list(label2id)[:10])})."
+        )
+    kept = np.flatnonzero(ids >= 0)
+    dataset = dataset.select(kept).select_columns([columns.inputs]).add_column("labels", ids[kept])
+    if not columns.is_image:
+        return dataset.map(
+            lambda batch: processor(batch[columns.inputs], truncation=True, max_length=max_length),
+            batched=True,
+            remove_columns=columns.inputs,
+        )
+
+    def transform(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        images = [image.convert("RGB") for image in batch[columns.inputs]]
+        return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"], "labels": batch["labels"]}
+
+    return dataset.with_transform(transform)
+
+
+def dataloader(dataset: Dataset, processor: Any, is_image: bool, batch_size: int) -> DataLoader:
+    """Batches of encoded samples in their order."""
+    return DataLoader(dataset, batch_size=batch_size, collate_fn=collator(processor, is_image))
+
+
+def collator(processor: Any, is_image: bool) -> Any:
+    """What makes a batch of encoded samples."""
+    return collate_images if is_image else DataCollatorWithPadding(processor)
+
+
+def collate_images(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Stack images of one size and their labels."""
+    return {
+        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+        "labels": torch.tensor([sample["labels"] for sample in samples]),
+    }
+
+
+def accuracy(prediction: Any) -> dict[str, float]:
+    """`compute_metrics` for a Trainer: the share of samples whose largest logit is that of their label."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    return {"accuracy": float((logits.argmax(-1) == prediction.label_ids).mean())}
+
+
+@torch.no_grad()
+def model_accuracy(model: PreTrainedModel, dataloader: DataLoader) -> float:
+    """Accuracy of a model over batches with labels."""
+    model.eval()
+    hits = total = 0
+    for batch in dataloader:
+        inputs = {name: value.to(model.device) for name, value in batch.items()}
+        labels = inputs.pop("labels")
+        hits += int((model(**inputs).logits.argmax(-1) == labels).sum())
+        total += len(labels)
+    return hits / total
