@@ -103,9 +103,10 @@ def _masked_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
     def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
-        nemo = config.nemo
         try:
-            apply_masks(self, ModularConfig.from_dict(nemo))
+            modular_config = ModularConfig.from_dict(config.nemo)
+            self.config.nemo = None  # until the masks are on
+            apply_masks(self, modular_config)
         except NemoError as error:
             raise CheckpointError(
                 f"The `nemo` entry of this checkpoint's config does not fit its model: {error}"

@@ -47,8 +47,9 @@ def train(arguments: list[str]) -> dict[str, Any]:
         prog="nemo-hf train",
         description=train.__doc__,
         parents=[_common()],
+        conflict_handler="resolve",  # TrainingArguments has a `debug` of its own; the command line's goes first
     )
-    model_args, data_args, training_args, _ = parser.parse_args_into_dataclasses(args=arguments)
+    model_args, data_args, training_args, *_ = parser.parse_args_into_dataclasses(args=arguments)
     logging.set_verbosity_warning()
     report: dict[str, Any] = {}
     training_args.remove_unused_columns = False  # images are transformed when they are read
@@ -187,14 +188,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=COMMANDS, help="what to do; `nemo-hf COMMAND --help` lists its options")
     name = parser.parse_args(arguments[:1]).command
-    common, _ = _common().parse_known_args(arguments[1:])
+    common, own_arguments = _common().parse_known_args(arguments[1:])
     from transformers.utils import logging
 
     from .errors import NemoError
 
     logging.disable_progress_bar()  # of reading and writing single files; training and statistics keep theirs
     try:
-        report = COMMANDS[name](arguments[1:])
+        report = COMMANDS[name](own_arguments)
         if common.json:
             _write_json(common.json, report)
     except (NemoError, OSError, ValueError) as error:

@@ -1,5 +1,5 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
-"""The whole path on the 8×8 digits that ship with scikit-learn: train, cut, save, reload, compare. Needs no network."""
+"""The whole path on the 8×8 digits that ship with scikit-learn: train, cut, save, reload, compare. No network."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from .config import MODULE_KIND
@@ -55,9 +56,14 @@ def save_module(
         module.save_pretrained(temporary, **kwargs)
         if processing_class is not None:
             processing_class.save_pretrained(temporary)
-        if not (target / "README.md").exists():
+        if _may_write_card(target / "README.md"):
             module_card(module, metrics).save(Path(temporary) / "README.md")
         for file in Path(temporary).iterdir():
             if file.is_dir() and (target / file.name).is_dir():
                 shutil.rmtree(target / file.name)
             os.replace(file, target / file.name)
+
+
+def _may_write_card(path: Path) -> bool:
+    """A card that nemo_hf wrote is renewed; one that a person wrote stays."""
+    return not path.exists() or "nemo_hf" in (ModelCard.load(path).data.tags or [])

@@ -11,12 +11,15 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .architectures import MaskableLayer, maskable_layers, resolve_architecture
 from .config import MODULAR_KIND, ModularConfig
 from .errors import NemoRuntimeError, NemoValueError, UnsupportedModelError
 from .layers import MaskedLinear, MaskGenerator, MaskState
 
+
+logger = logging.get_logger(__name__)
 
 _ATTENTION_ROLES = ("query", "key", "value", "attention_output")
 _ROLE_GROUPS = {"all": (*_ATTENTION_ROLES, "up", "down"), "attention": _ATTENTION_ROLES, "ffn": ("up", "down")}
@@ -64,6 +67,11 @@ def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> 
                 f"dispatch it; "
                 "a saved modular model loads with `AutoModularModel.from_pretrained(..., device_map=...)`."
             )
+    if is_modular_checkpoint(model.config):
+        logger.warning(
+            "The checkpoint of this model has mask generators, but it was loaded as a plain model without them; new ones "
+            "are drawn. Load it with `AutoModularModel.from_pretrained` to keep them."
+        )
     forward_arguments = list(inspect.signature(model.forward).parameters)
     state = MaskState(forward_arguments.index("attention_mask") if "attention_mask" in forward_arguments else None)
     for name in names:

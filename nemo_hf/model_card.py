@@ -47,9 +47,10 @@ def module_card(module: PreTrainedModel, metrics: Mapping[str, Any] | None = Non
         else "AutoModelForSequenceClassification"
     )
     parent = nemo["parent"]["name_or_path"]
+    parent = parent if parent and not os.path.exists(parent) else None  # a local folder means nothing to a reader
     rows = [
         ("labels", ", ".join(map(str, nemo["labels"]))),
-        ("parent", f"{parent or 'unnamed'} ({nemo['parent']['class']})"),
+        ("parent", f"{parent} ({nemo['parent']['class']})" if parent else nemo["parent"]["class"]),
         ("neurons kept", f"{nemo['neuron_retention']:.1%} of the maskable neurons"),
         ("parameters kept", f"{nemo['parameter_retention']:.1%} ({module.num_parameters():,})"),
         ("gates", {"mean": "class-mean gates folded into the weights", "binary": "0 or 1"}[nemo["gates"]]),
@@ -84,7 +85,7 @@ classify = pipeline("{pipeline_task(module)}", model="path-or-repository")
         library_name=LIBRARY_NAME,
         pipeline_tag=pipeline_task(module),
         tags=["nemo_hf", "module", "modular-neural-network"],
-        base_model=parent if parent and not os.path.exists(parent) else None,
+        base_model=parent,
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 

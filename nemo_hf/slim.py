@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from typing import Any
 
 import torch
@@ -107,7 +108,9 @@ def resize_layers(model: nn.Module, shapes: dict[str, Any]) -> None:
         if not isinstance(old, nn.Linear) or not _are_sizes(sizes, limits=(old.in_features, old.out_features)):
             raise ValueError(f"Damaged module: {name!r} cannot become a linear layer of sizes {sizes!r}.")
         parent = layers[name.rpartition(".")[0]]
-        new = nn.Linear(*sizes, bias=old.bias is not None, device=old.weight.device, dtype=old.weight.dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")  # an empty layer is meant
+            new = nn.Linear(*sizes, bias=old.bias is not None, device=old.weight.device, dtype=old.weight.dtype)
         setattr(parent, name.rpartition(".")[2], ScatterLinear(new, old.out_features) if name in scatter else new)
     for name, attributes in shapes.get("attributes", {}).items():
         for attribute, value in attributes.items():

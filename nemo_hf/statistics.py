@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -196,6 +196,7 @@ def collect_statistics(
     model: nn.Module,
     dataloader: Iterable[Mapping[str, torch.Tensor]],
     labels_name: str = "labels",
+    gather: Callable[[Any], Any] | None = None,
     seed: int = 0,
     disable_tqdm: bool = False,
 ) -> NeuronStatistics:
@@ -207,6 +208,8 @@ def collect_statistics(
         model (`nn.Module`): a modular model.
         dataloader (`Iterable`): batches as dictionaries with the model's inputs and integer labels.
         labels_name (`str`, *optional*, defaults to `"labels"`): the key of the labels in a batch.
+        gather (`Callable`, *optional*): joins what several processes computed, such as
+            `accelerator.gather_for_metrics`; every process then has the statistics of all.
         seed (`int`, *optional*, defaults to 0): of the reservoir of samples.
         disable_tqdm (`bool`, *optional*, defaults to `False`): no progress bar.
 
@@ -236,6 +239,7 @@ def collect_statistics(
                 model(
                     **{name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
                 )
+            gates, labels = (gates, labels) if gather is None else gather((gates, labels))
             statistics.update(gates, labels)
     finally:
         model.train(was_training)

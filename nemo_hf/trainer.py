@@ -285,7 +285,8 @@ class ModularTrainer(Trainer):
             raise NemoValueError("collect_statistics needs a dataset: there is no training set to default to.")
         return collect_statistics(
             self._unwrapped(self.model),
-            self.get_eval_dataloader(dataset),
+            self.get_test_dataloader(dataset),  # that of evaluation may be a cached one, of another dataset
+            gather=self.accelerator.gather_for_metrics if self.accelerator.num_processes > 1 else None,
             seed=self.args.seed,
             disable_tqdm=self.args.disable_tqdm,
         )
