@@ -257,3 +257,7 @@ def _print_demo(report: dict[str, Any], output: str) -> None:
     for name, value in summary.items():
         print(f"{name:42}{value}")
     print(f"Saved to {output} in {report['seconds']:.0f} s.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

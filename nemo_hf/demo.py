@@ -25,7 +25,7 @@ from transformers import (
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
-    ViTImageProcessor,
+    ViTImageProcessorPil,
 )
 
 from .extraction import constant_gates, extract_module
@@ -79,14 +79,14 @@ class Digits(Dataset):
         return Digits(self.pixel_values[chosen], ids)
 
 
-def load_digits_splits() -> tuple[Digits, Digits, ViTImageProcessor]:
+def load_digits_splits() -> tuple[Digits, Digits, ViTImageProcessorPil]:
     """Three quarters of the digits to train, one to test (the same for every seed), and their image processor."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     images = [np.repeat((image * (255 / 16)).astype(np.uint8)[:, :, None], 3, axis=2) for image in digits.images]
-    processor = ViTImageProcessor(size={"height": 8, "width": 8})
+    processor = ViTImageProcessorPil(size={"height": 8, "width": 8})
     pixel_values = processor(images, return_tensors="pt")["pixel_values"]
     labels = torch.tensor(digits.target)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.25, stratify=digits.target, random_state=0)

@@ -69,8 +69,8 @@ def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> 
             )
     if is_modular_checkpoint(model.config):
         logger.warning(
-            "The checkpoint of this model has mask generators, but it was loaded as a plain model without them; new ones "
-            "are drawn. Load it with `AutoModularModel.from_pretrained` to keep them."
+            "The checkpoint of this model has mask generators, but it was loaded as a plain model without them; new "
+            "ones are drawn. Load it with `AutoModularModel.from_pretrained` to keep them."
         )
     forward_arguments = list(inspect.signature(model.forward).parameters)
     state = MaskState(forward_arguments.index("attention_mask") if "attention_mask" in forward_arguments else None)

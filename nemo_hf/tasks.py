@@ -19,7 +19,7 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    ViTImageProcessor,
+    ViTImageProcessorPil,
 )
 
 from .auto import AutoModularModel
@@ -146,7 +146,7 @@ def load_processor(model: ModelArguments, columns: Columns, train: Dataset, max_
         return auto_class.from_pretrained(model.model_name_or_path, revision=model.revision, token=model.token)
     if columns.is_image:
         size = _new_config(model, columns).image_size
-        return ViTImageProcessor(size={"height": size, "width": size})
+        return ViTImageProcessorPil(size={"height": size, "width": size})
     if model.train_tokenizer:
         return train_wordpiece(train[columns.inputs], model.vocab_size, max_length)
     raise NemoValueError(

@@ -1,0 +1,47 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""Offline, one thread, a fixed seed, and deprecations of transformers are failures."""
+
+import logging
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest  # noqa: E402 (the environment is read when the libraries are imported)
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The models are tiny: more threads only cost time."""
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+class _Collector(logging.Handler):
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.deprecations = []
+
+    def emit(self, record):
+        message = record.getMessage()
+        if "deprecat" in message.lower():
+            self.deprecations.append(message)
+
+
+@pytest.fixture(autouse=True)
+def no_deprecations():
+    """What transformers announces to remove must not be used."""
+    collector = _Collector()
+    logger = logging.getLogger("transformers")
+    logger.addHandler(collector)
+    yield
+    logger.removeHandler(collector)
+    assert collector.deprecations == []

@@ -1,0 +1,196 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""The table of models over which the promises are tested, their inputs, and masks made by hand."""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch.utils.data import Dataset
+
+from nemo_hf import ModularConfig, ModularTrainingArguments, ModuleMasks, apply_masks, list_maskable_layers
+
+
+LABELS = ["ant", "bee", "cat", "dog", "elk"]
+SEQUENCE_LENGTHS = (9, 5, 7, 1)  # real tokens of the samples of a text batch
+_COMMON = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+_IMAGE = {**_COMMON, "image_size": 16, "patch_size": 8}
+_TEXT = {**_COMMON, "vocab_size": 50, "max_position_embeddings": 40}
+_DISTILBERT = {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64, "vocab_size": 50}
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One model class with a tiny configuration."""
+
+    model_class: type
+    config_class: type
+    options: dict[str, Any]
+
+    def __str__(self):
+        return self.model_class.__name__
+
+    @property
+    def is_image(self):
+        return "image_size" in self.options
+
+    @property
+    def has_two_heads(self):
+        return str(self).endswith("WithTeacher")
+
+    @property
+    def auto_class(self):
+        task = "Image" if self.is_image else "Sequence"
+        return getattr(transformers, f"AutoModelFor{task}Classification")
+
+    def model(self, seed=0, **overrides):
+        """A random model in evaluation mode. Noise on all parameters, so that no bias or norm is trivial."""
+        torch.manual_seed(seed)
+        names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
+        model = self.model_class(self.config_class(**{**self.options, **names, **overrides}))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        return model.eval()
+
+    def masked(self, seed=0, paper=True, **options):
+        """A masked model; with the paper's initialisation gates are mixed, many of them zero."""
+        init = "paper" if paper else "open"
+        return apply_masks(
+            self.model(seed), ModularConfig(**{"generator_init": init, "skip_first_blocks": 1, **options})
+        )
+
+    def inputs(self, seed=0):
+        """A batch of four samples; texts are padded."""
+        generator = torch.Generator().manual_seed(seed)
+        if self.is_image:
+            return {"pixel_values": torch.randn(4, 3, 16, 16, generator=generator)}
+        lengths = torch.tensor(SEQUENCE_LENGTHS)[:, None]
+        mask = (torch.arange(9)[None] < lengths).long()
+        tokens = torch.randint(3, 50, (4, 9), generator=generator)
+        return {"input_ids": torch.where(mask == 1, tokens, self.config_class().pad_token_id), "attention_mask": mask}
+
+
+CASES = [
+    Case(transformers.ViTForImageClassification, transformers.ViTConfig, _IMAGE),
+    Case(transformers.DeiTForImageClassification, transformers.DeiTConfig, _IMAGE),
+    Case(transformers.DeiTForImageClassificationWithTeacher, transformers.DeiTConfig, _IMAGE),
+    Case(transformers.BertForSequenceClassification, transformers.BertConfig, _TEXT),
+    Case(transformers.RobertaForSequenceClassification, transformers.RobertaConfig, _TEXT),
+    Case(transformers.DistilBertForSequenceClassification, transformers.DistilBertConfig, _DISTILBERT),
+]
+VIT, DEIT, DEIT_TEACHER, BERT = CASES[:4]
+TEXT_CASES = CASES[3:]
+over_models = pytest.mark.parametrize("case", CASES, ids=str)
+over_text_models = pytest.mark.parametrize("case", TEXT_CASES, ids=str)
+over_two_models = pytest.mark.parametrize("case", [VIT, BERT], ids=str)
+
+
+def logits_of(outputs):
+    """All logits of a model side by side: two heads have three kinds."""
+    names = [name for name in ("logits", "cls_logits", "distillation_logits") if name in outputs]
+    return torch.stack([outputs[name] for name in names])
+
+
+def close(actual, expected, tolerance=1e-5):
+    """The promise of DESIGN.md: differences up to 1e-5 · max(1, |logits|)."""
+    limit = tolerance * max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(actual, expected, atol=limit, rtol=0)
+
+
+@contextlib.contextmanager
+def gated_by_hooks(model, gates):
+    """Multiply the outputs of plain layers by constants, without any code of nemo_hf."""
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda _layer, _inputs, output, gate=gate: output * gate)
+        for name, gate in gates.items()
+    ]
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+def naive_gates(masks, gates, labels):
+    """The constant gates of a module, spelled out: union of the masks, times the mean gate if there are any."""
+    held = {}
+    for layer in masks[labels[0]]:
+        union = torch.stack([masks[label][layer] for label in labels]).any(0).float()
+        held[layer] = union if gates is None else union * sum(gates[label][layer] for label in labels) / len(labels)
+    return held
+
+
+def random_masks(model, keep=(0.3, 0.5, 0.2, 0.6, 0.1), seed=1, skip_first_blocks=1):
+    """Random masks and gates as plain dictionaries: label → layer → tensor; `keep` is the share kept per label."""
+    generator = torch.Generator().manual_seed(seed)
+    names = list_maskable_layers(model, ModularConfig(skip_first_blocks=skip_first_blocks))
+    sizes = {name: model.get_submodule(name).out_features for name in names}
+    masks = {
+        label: {name: torch.rand(size, generator=generator) < share for name, size in sizes.items()}
+        for label, share in zip(LABELS, keep, strict=True)
+    }
+    gates = {
+        label: {name: 0.1 + 0.9 * torch.rand(size, generator=generator) for name, size in sizes.items()}
+        for label in LABELS
+    }
+    return masks, gates
+
+
+def module_masks(model, with_gates=True, **options):
+    """The same as [`ModuleMasks`]."""
+    masks, gates = random_masks(model, **options)
+    return ModuleMasks(masks, gates if with_gates else None)
+
+
+class Samples(Dataset):
+    """Labelled samples that can be learnt: the class shows in the brightness, or in the words."""
+
+    def __init__(self, case, size=24, seed=0, labelled=True):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.arange(size) % len(LABELS)
+        if case.is_image:
+            noise = 0.3 * torch.randn(size, 3, 16, 16, generator=generator)
+            features = {"pixel_values": noise + labels.view(-1, 1, 1, 1).float() - 2}
+        else:
+            tokens = 3 + labels[:, None] * 5 + torch.randint(0, 5, (size, 8), generator=generator)
+            features = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        self.columns = features | ({"labels": labels} if labelled else {})
+
+    def __len__(self):
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, index):
+        return {name: column[index] for name, column in self.columns.items()}
+
+    def batch(self, *indices):
+        index = torch.tensor(indices)
+        return {name: column[index] for name, column in self.columns.items()}
+
+
+def arguments(output_dir, **options):
+    """Arguments of a short quiet training on the CPU."""
+    defaults = {
+        "max_steps": 3,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return ModularTrainingArguments(str(output_dir), **{**defaults, **options})
+
+
+def state_copy(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_state(actual, expected):
+    """Bit for bit, in the same order."""
+    assert list(actual) == list(expected)
+    different = [name for name in expected if not torch.equal(actual[name], expected[name])]
+    assert different == []

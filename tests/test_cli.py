@@ -1,0 +1,175 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""The command line on small data sets that are made here."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PillowImage
+
+from nemo_hf import cli, demo
+
+
+LABELS = ["dark", "light", "striped"]
+TRAINING = [
+    "--num_train_epochs",
+    "1",
+    "--per_device_train_batch_size",
+    "8",
+    "--report_to",
+    "none",
+    "--disable_tqdm",
+    "True",
+]
+SIZES = "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32"
+IMAGE_MODEL = ["--model_type", "vit", "--config_overrides", f"{SIZES},image_size=8,patch_size=4"]
+TEXT_MODEL = ["--model_type", "bert", "--train_tokenizer", "--vocab_size", "60", "--config_overrides", SIZES]
+
+
+def write_dataset(folder, column, feature, make):
+    """A folder that `load_dataset` reads, with 24 samples to train and 12 to test."""
+    rng = np.random.default_rng(0)
+    features = Features({column: feature, "label": ClassLabel(names=LABELS)})
+    for split, size in (("train", 24), ("test", 12)):
+        labels = [i % 3 for i in range(size)]
+        columns = {column: [make(label, rng) for label in labels], "label": labels}
+        path = folder / f"{split}-00000-of-00001.parquet"
+        DatasetDict({split: Dataset.from_dict(columns, features=features)})[split].to_parquet(str(path))
+    return str(folder)
+
+
+def draw(label, rng):
+    """A grey picture: transformers' pipelines and the command line make it RGB."""
+    pixels = np.full((8, 8), (0, 255, 0)[label], dtype=np.uint8)
+    if label == 2:
+        pixels[::2] = 255
+    return PillowImage.fromarray(pixels)
+
+
+def write_text(label, rng):
+    return " ".join(rng.choice([f"{LABELS[label]}{i}" for i in range(4)], size=5))
+
+
+@pytest.fixture(scope="module")
+def image_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    (folder / "data").mkdir()
+    data = write_dataset(folder / "data", "image", Image(), draw)
+    arguments = ["train", *IMAGE_MODEL, "--dataset_name", data, "--output_dir", str(folder / "model"), *TRAINING]
+    assert cli.main([*arguments, "--json", str(folder / "train.json")]) == 0
+    return folder
+
+
+def test_train_writes_model_statistics_and_figures(image_run):
+    files = {path.name for path in (image_run / "model").iterdir()}
+    assert {"model.safetensors", "config.json", "preprocessor_config.json", "neuron_statistics.safetensors"} <= files
+    figures = json.loads((image_run / "train.json").read_text())
+    assert 0 <= figures["eval_accuracy"] <= 1
+    assert 0 < figures["single_label_retention"] <= 1
+
+
+def test_extract_then_evaluate_on_the_labels_of_the_module(image_run, tmp_path):
+    module = str(tmp_path / "module")
+    arguments = ["extract", str(image_run / "model"), "--labels", "striped", "0", "--output", module]
+    assert cli.main([*arguments, "--json", str(tmp_path / "extract.json")]) == 0
+    extracted = json.loads((tmp_path / "extract.json").read_text())
+    assert extracted["labels"] == ["striped", "dark"]
+    assert extracted["bytes"] == os.path.getsize(os.path.join(module, "model.safetensors"))
+
+    arguments = ["evaluate", module, "--dataset_name", str(image_run / "data")]
+    assert cli.main([*arguments, "--json", str(tmp_path / "evaluate.json")]) == 0
+    evaluated = json.loads((tmp_path / "evaluate.json").read_text())
+    assert evaluated["kind"] == "module"
+    assert evaluated["num_samples"] == 8  # the test samples of two of three labels
+
+
+def test_evaluate_modular_checkpoint(image_run, tmp_path):
+    path = tmp_path / "evaluate.json"
+    arguments = ["evaluate", str(image_run / "model"), "--dataset_name", str(image_run / "data"), "--json", str(path)]
+    assert cli.main(arguments) == 0
+    figures = json.loads(path.read_text())
+    trained = json.loads((image_run / "train.json").read_text())
+    assert figures["kind"] == "modular"
+    assert figures["accuracy"] == pytest.approx(trained["eval_accuracy"])
+
+
+def test_text_path_with_a_new_tokenizer(tmp_path):
+    (tmp_path / "data").mkdir()
+    data = write_dataset(tmp_path / "data", "text", Value("string"), write_text)
+    model, module = str(tmp_path / "model"), str(tmp_path / "module")
+    assert cli.main(["train", *TEXT_MODEL, "--dataset_name", data, "--output_dir", model, *TRAINING]) == 0
+    assert cli.main(["extract", model, "--labels", "dark", "light", "--output", module]) == 0
+    assert cli.main(["evaluate", module, "--dataset_name", data]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--labels", "purple"], "Unknown label 'purple'. The model's labels are 'dark', 'light', 'striped'"),
+        (["--labels", "dark", "--threshold", "1.5"], "threshold is a share of samples and must be in (0, 1], got 1.5"),
+    ],
+    ids=["label", "threshold"],
+)
+def test_errors_are_one_line_and_write_nothing(image_run, tmp_path, capsys, arguments, message):
+    output = tmp_path / "module"
+    assert cli.main(["extract", str(image_run / "model"), *arguments, "--output", str(output)]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("nemo-hf extract: error: ")
+    assert message in error
+    assert not output.exists()
+
+
+def test_extract_without_statistics_names_what_is_missing(image_run, tmp_path, capsys):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((image_run / "model" / name).read_bytes())
+    assert cli.main(["extract", str(tmp_path), "--labels", "dark", "--output", str(tmp_path / "module")]) == 1
+    assert "There is no neuron_statistics.safetensors" in capsys.readouterr().err
+
+
+def test_dataset_without_labels(tmp_path, capsys):
+    Dataset.from_dict({"text": ["a", "b"]}).to_parquet(str(tmp_path / "train.parquet"))
+    Dataset.from_dict({"text": ["a", "b"]}).to_parquet(str(tmp_path / "test.parquet"))
+    arguments = [
+        "train",
+        *TEXT_MODEL,
+        "--dataset_name",
+        str(tmp_path),
+        "--output_dir",
+        str(tmp_path / "model"),
+        *TRAINING,
+    ]
+    assert cli.main(arguments) == 1
+    assert "The dataset has no labels" in capsys.readouterr().err
+
+
+def test_help_lists_the_commands():
+    command = [sys.executable, "-m", "nemo_hf.cli", "--help"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert all(name in answer.stdout for name in cli.COMMANDS)
+
+
+def test_demo_in_small(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "NUM_PAIRS", 2)
+    monkeypatch.setattr(demo, "NUM_TRIPLES", 1)
+    monkeypatch.setitem(demo.TRAINING, "num_train_epochs", 1)
+    path = tmp_path / "demo.json"
+    assert cli.main(["demo", "--output", str(tmp_path / "demo"), "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert figures["reload_difference"] == 0.0
+    assert figures["max_logit_difference"] <= 1e-5
+    assert [len(module["labels"]) for module in figures["modules"]] == [1] * 10 + [2] * 2 + [3]
+    keys = {
+        "labels",
+        "accuracy",
+        "plain_accuracy",
+        "neuron_retention",
+        "parameter_retention",
+        "bytes",
+        "latency_ratio",
+    }
+    assert all(keys <= set(module) for module in figures["modules"])
+    assert "Modules are measured as cut, without fine-tuning." in capsys.readouterr().out

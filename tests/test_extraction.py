@@ -1,0 +1,196 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""Promise 2: a module computes what its parent computes with those gates held constant."""
+
+import pytest
+import torch
+from models import (
+    LABELS,
+    VIT,
+    assert_same_state,
+    close,
+    gated_by_hooks,
+    logits_of,
+    naive_gates,
+    over_models,
+    over_two_models,
+    random_masks,
+    state_copy,
+)
+
+from nemo_hf import ModularConfig, ModuleMasks, apply_masks, constant_gates, extract_module, hold_gates
+
+
+LABEL_LISTS = [["cat"], ["elk", "ant"], [3, "bee", 0], list(range(5))]
+over_gates = pytest.mark.parametrize("kind", ["mean", "binary"])
+
+
+def names_of(labels):
+    return [LABELS[label] if isinstance(label, int) else label for label in labels]
+
+
+def check_exact(case, parent, masks, gates, labels, kind, tolerance=1e-5):
+    """Compare a module with its plain parent, whose layers hooks multiply by gates that are computed here."""
+    names, inputs = names_of(labels), case.inputs()
+    ids = [LABELS.index(name) for name in names]
+    module = extract_module(parent, ModuleMasks(masks, gates), labels, gates=kind)
+    held = naive_gates(masks, gates if kind == "mean" else None, names)
+    with torch.no_grad():
+        reference = case.model()
+        reference.load_state_dict({n: t for n, t in parent.state_dict().items() if ".mask_generator." not in n})
+        with gated_by_hooks(reference, held):
+            expected = logits_of(reference(**inputs))[..., ids]
+        close(logits_of(module(**inputs)), expected, tolerance)
+    return module
+
+
+def edge_masks(edge, model):
+    """Random masks with one kind of edge in block 1, for every label."""
+    masks, gates = random_masks(model)
+    for mask in masks.values():
+        if edge == "everything kept":
+            for keep in mask.values():
+                keep.fill_(True)
+        elif edge == "nothing kept":
+            for keep in mask.values():
+                keep.fill_(False)
+        else:
+            roles = list(mask)[:6]  # q, k, v, o, up, down of block 1
+            chosen = {
+                "empty head": [(2, slice(8, 16))],
+                "no v": [(2, slice(None))],
+                "no q": [(0, slice(None))],
+                "empty attention output": [(3, slice(None))],
+                "empty up": [(4, slice(None))],
+                "empty down": [(5, slice(None))],
+                "empty block": [(i, slice(None)) for i in range(6)],
+            }[edge]
+            for role, units in chosen:
+                mask[roles[role]][units] = False
+    return masks, gates
+
+
+@over_models
+@over_gates
+@pytest.mark.parametrize("labels", LABEL_LISTS, ids=str)
+def test_module_of_a_modular_parent_is_exact(case, kind, labels):
+    parent = case.masked()
+    masks, gates = random_masks(parent)
+    module = check_exact(case, parent, masks, gates, labels, kind)
+    assert module(**case.inputs()).logits.shape == (4, len(labels))
+    assert not any("mask" in name for name in module.state_dict())
+
+
+@over_models
+@pytest.mark.parametrize("labels", [["cat"], ["elk", "ant"]], ids=str)
+def test_module_of_a_plain_parent_is_exact_with_masks_made_by_hand(case, labels):
+    parent = case.model()
+    masks, _ = random_masks(parent, skip_first_blocks=0)
+    check_exact(case, parent, masks, None, labels, None)
+    one_layer = {label: {name: mask[name] for name in list(mask)[-1:]} for label, mask in masks.items()}
+    check_exact(case, parent, one_layer, None, labels, None)
+
+
+@over_models
+@over_gates
+@pytest.mark.parametrize(
+    "edge",
+    ["empty head", "no v", "no q", "empty attention output", "empty up", "empty down", "empty block"]
+    + ["everything kept", "nothing kept"],
+)
+def test_edges_are_exact(case, kind, edge):
+    parent = case.masked()
+    masks, gates = edge_masks(edge, parent)
+    module = check_exact(case, parent, masks, gates, ["dog", "bee"], kind)
+    if edge == "everything kept":
+        shapes = module.config.nemo["shapes"]
+        assert shapes == {"linear": {}, "scatter": [], "attributes": {}}
+
+
+@over_models
+@over_gates
+@torch.no_grad()
+def test_held_gates_and_hooks_agree(case, kind):
+    parent = case.masked()
+    masks, gates = random_masks(parent)
+    held = constant_gates(parent, ModuleMasks(masks, gates), ["ant", "elk"], kind)
+    expected = naive_gates(masks, gates if kind == "mean" else None, ["ant", "elk"])
+    assert list(held) == list(expected)
+    for name, gate in held.items():
+        torch.testing.assert_close(gate, expected[name], atol=1e-7, rtol=0)
+    module = extract_module(parent, ModuleMasks(masks, gates), ["ant", "elk"], gates=kind)
+    with hold_gates(parent, held):
+        close(logits_of(module(**case.inputs())), logits_of(parent(**case.inputs()))[..., [0, 4]])
+
+
+def test_a_masked_layer_without_masks_keeps_all_neurons():
+    parent = VIT.masked()
+    masks, _ = random_masks(parent)
+    some = {label: {name: mask[name] for name in mask if "layers.2" in name} for label, mask in masks.items()}
+    check_exact(VIT, parent, some, None, ["cat"], "binary")
+
+
+@over_gates
+@pytest.mark.parametrize("activation", ["sigmoid", "gelu", "relu", "quick_gelu"])
+def test_activations_that_are_not_zero_at_zero_are_exact(kind, activation):
+    parent, inputs = VIT.model(hidden_act=activation), VIT.inputs()
+    masks, gates = random_masks(parent)
+    module = extract_module(parent, ModuleMasks(masks, gates), ["cat", "ant"], gates=kind)
+    held = naive_gates(masks, gates if kind == "mean" else None, ["cat", "ant"])
+    with torch.no_grad(), gated_by_hooks(parent, held):
+        close(module(**inputs).logits, parent(**inputs).logits[:, [2, 0]])
+
+
+def test_layers_without_biases_are_exact():
+    parent, inputs = VIT.model(qkv_bias=False), VIT.inputs()
+    masks, gates = random_masks(parent)
+    module = extract_module(parent, ModuleMasks(masks, gates), ["cat", "ant"])
+    with torch.no_grad(), gated_by_hooks(parent, naive_gates(masks, gates, ["cat", "ant"])):
+        close(module(**inputs).logits, parent(**inputs).logits[:, [2, 0]])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_every_attention_implementation_is_exact(attention):
+    parent, inputs = VIT.model(attn_implementation=attention), VIT.inputs()
+    masks, gates = random_masks(parent)
+    module = extract_module(parent, ModuleMasks(masks, gates), ["cat", "ant"])
+    assert module.config._attn_implementation == parent.config._attn_implementation == attention
+    with torch.no_grad(), gated_by_hooks(parent, naive_gates(masks, gates, ["cat", "ant"])):
+        close(module(**inputs).logits, parent(**inputs).logits[:, [2, 0]])
+
+
+@over_models
+def test_extraction_changes_neither_parent_nor_random_numbers(case):
+    parent = case.masked().train()
+    state, config = state_copy(parent), parent.config.to_dict()
+    masks, gates = random_masks(parent)
+    random_state = torch.get_rng_state()
+    module = extract_module(parent, ModuleMasks(masks, gates), ["cat"])
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert_same_state(parent.state_dict(), state)
+    assert parent.config.to_dict() == config
+    assert parent.training
+    assert not module.training
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1)
+    assert_same_state(parent.state_dict(), state)  # no shared memory
+
+
+@over_two_models
+@torch.no_grad()
+def test_a_bf16_parent_gives_a_bf16_module(case):
+    parent = case.masked()
+    masks, gates = random_masks(parent)
+    module_masks, inputs = ModuleMasks(masks, gates), case.inputs()
+    expected = extract_module(parent, module_masks, ["cat", "ant"])(**inputs).logits
+    module = extract_module(parent.to(torch.bfloat16), module_masks, ["cat", "ant"])
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
+    assert module.dtype == module.config.dtype == torch.bfloat16
+    half = {name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in inputs.items()}
+    close(module(**half).logits.float(), expected, tolerance=5e-2)
+
+
+def test_hard_gates_extract_exactly_as_binary():
+    parent = apply_masks(VIT.model(), ModularConfig(gate="hard", generator_init="paper"))
+    masks, gates = random_masks(parent)
+    check_exact(VIT, parent, masks, gates, ["cat", "ant"], "binary")

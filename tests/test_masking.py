@@ -1,0 +1,208 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""Promise 1: nothing changes unasked."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from models import VIT, assert_same_state, gated_by_hooks, over_models, over_text_models, over_two_models, state_copy
+
+from nemo_hf import ModularConfig, apply_masks, hold_gates, list_maskable_layers, record_masks, remove_masks
+from nemo_hf.layers import MaskedLinear
+
+
+@over_models
+@torch.no_grad()
+def test_apply_and_remove_masks_are_exact_inverses(case):
+    model, inputs = case.model(), case.inputs()
+    original, state = model(**inputs).logits, state_copy(model)
+    signature, config = inspect.signature(model.forward), model.config.to_dict()
+
+    assert apply_masks(model, ModularConfig(skip_first_blocks=0)) is model
+    assert type(model) is case.model_class
+    assert inspect.signature(model.forward) == signature
+    assert set(state) < set(model.state_dict())
+    assert all(".mask_generator." in name for name in set(model.state_dict()) - set(state))
+    masked = model(**inputs).logits
+    assert torch.equal(masked.argmax(-1), original.argmax(-1))
+    torch.testing.assert_close(masked, original, atol=2e-2, rtol=2e-2)
+    assert not torch.equal(masked, original)
+
+    assert remove_masks(model) is model
+    assert torch.equal(model(**inputs).logits, original)
+    assert_same_state(model.state_dict(), state)
+    assert model.config.to_dict() == config
+    assert not any(isinstance(layer, MaskedLinear) for layer in model.modules())
+
+
+@over_models
+@torch.no_grad()
+def test_recorded_gates_are_those_that_multiplied_the_outputs(case):
+    model, inputs = case.masked(), case.inputs()
+    seen = {}
+
+    def keep(layer, arguments, output):
+        seen[layer.layer_name] = (arguments[0], output)
+
+    for layer in model.modules():
+        if isinstance(layer, MaskedLinear):
+            layer.register_forward_hook(keep)
+    with record_masks(model) as gates:
+        model(**inputs)
+
+    assert list(gates) == list_maskable_layers(model)
+    assert 0.1 < torch.cat([gate.flatten() for gate in gates.values()]).gt(0).float().mean() < 0.95
+    for name, gate in gates.items():
+        layer, (layer_input, output) = model.get_submodule(name), seen[name]
+        weights = inputs.get("attention_mask", torch.ones(layer_input.shape[:2])).float()
+        mean = torch.stack([sample[weight == 1].mean(0) for sample, weight in zip(layer_input, weights, strict=True)])
+        generator = layer.mask_generator
+        hidden = (mean @ generator.reduce.weight.T + generator.reduce.bias).clamp(min=0)
+        expected = torch.tanh(hidden @ generator.expand.weight.T + generator.expand.bias).clamp(min=0)
+        assert gate.shape == (4, layer.out_features)
+        assert gate.min() >= 0
+        assert gate.max() <= 1
+        torch.testing.assert_close(gate, expected, atol=1e-5, rtol=1e-5)
+        plain = layer_input @ layer.weight.T + layer.bias
+        torch.testing.assert_close(output, plain * gate[:, None], atol=1e-5, rtol=1e-5)
+
+
+@over_models
+def test_hard_gates_are_binary_and_reach_every_generator(case):
+    model = case.masked(gate="hard")
+    with record_masks(model) as gates:
+        loss = model(**case.inputs()).logits.square().sum()
+    values = torch.cat([gate.flatten() for gate in gates.values()])
+    assert set(values.unique().tolist()) == {0.0, 1.0}
+    loss.backward()
+    generators = {name: p for name, p in model.named_parameters() if ".mask_generator." in name}
+    assert len(generators) == 4 * len(gates)
+    assert [name for name, p in generators.items() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_a_closed_hard_gate_has_a_gradient():
+    model = VIT.masked(gate="hard")
+    with record_masks(model) as gates:
+        model(**VIT.inputs())
+    gate = next(iter(gates.values()))
+    bias = next(layer for layer in model.modules() if isinstance(layer, MaskedLinear)).mask_generator.expand.bias
+    (gradient,) = torch.autograd.grad(gate.sum(), bias)
+    closed = (gate == 0).all(0)
+    assert closed.any()
+    assert (gradient[closed] > 0).all()
+
+
+@over_models
+@torch.no_grad()
+def test_a_deep_copy_is_independent(case):
+    model, inputs = case.masked(), case.inputs()
+    expected = model(**inputs).logits
+    clone = copy.deepcopy(model)
+    with record_masks(clone) as of_clone, record_masks(model) as of_model:
+        assert torch.equal(clone(**inputs).logits, expected)
+        assert of_model == {}
+    assert len(of_clone) == len(list_maskable_layers(model))
+    with hold_gates(model, {name: torch.zeros(gate.shape[1]) for name, gate in of_clone.items()}):
+        assert torch.equal(clone(**inputs).logits, expected)
+    remove_masks(clone)
+    assert not torch.equal(clone(**inputs).logits, expected)
+    assert torch.equal(model(**inputs).logits, expected)
+    with record_masks(model) as of_model:
+        model(**inputs)
+    assert all(torch.equal(of_model[name], of_clone[name]) for name in of_clone)
+
+
+@over_text_models
+@torch.no_grad()
+def test_padding_changes_neither_gates_nor_logits(case):
+    model, inputs = case.masked(), case.inputs()
+    with record_masks(model) as padded:
+        padded_logits = model(**inputs).logits
+    for row, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
+        single = {name: value[row : row + 1, :length] for name, value in inputs.items()}
+        with record_masks(model) as alone:
+            logits = model(**single).logits
+        torch.testing.assert_close(padded_logits[row], logits[0], atol=1e-5, rtol=1e-5)
+        for name, gate in alone.items():
+            torch.testing.assert_close(padded[name][row], gate[0], atol=1e-5, rtol=1e-5)
+
+
+@over_text_models
+@torch.no_grad()
+def test_a_positional_attention_mask_counts_too(case):
+    model, inputs = case.masked(), case.inputs()
+    expected = model(**inputs).logits
+    assert torch.equal(model(inputs["input_ids"], inputs["attention_mask"]).logits, expected)
+    assert not torch.equal(model(inputs["input_ids"]).logits, expected)  # the last mask is forgotten
+
+
+@over_models
+def test_list_maskable_layers_is_the_same_before_and_after(case):
+    config = ModularConfig(skip_first_blocks=0)
+    model = case.model()
+    before = list_maskable_layers(model, config)
+    assert len(before) == 18
+    apply_masks(model, config)
+    assert list_maskable_layers(model) == before
+    assert [name for name, layer in model.named_modules() if isinstance(layer, MaskedLinear)] == before
+    assert list_maskable_layers(model, ModularConfig()) == before[6:]
+
+
+VIT_ATTENTION = ["attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"]
+VIT_FFN = ["mlp.fc1", "mlp.fc2"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("all", VIT_ATTENTION + VIT_FFN),
+        ("attention", VIT_ATTENTION),
+        ("ffn", VIT_FFN),
+        (["mlp.fc1"], ["mlp.fc1"]),
+        (["fc2", "q_proj"], ["attention.q_proj", "mlp.fc2"]),
+        ([f"vit.layers.{block}.mlp.fc1" for block in range(3)], ["mlp.fc1"]),
+        (r".*\.(k|v)_proj", ["attention.k_proj", "attention.v_proj"]),
+    ],
+    ids=str,
+)
+def test_target_modules_select_layers(targets, expected):
+    config = ModularConfig(target_modules=targets, skip_first_blocks=1)
+    model = VIT.model()
+    names = [f"vit.layers.{block}.{name}" for block in (1, 2) for name in expected]
+    assert list_maskable_layers(model, config) == names
+    apply_masks(model, config)
+    assert list_maskable_layers(model) == names
+
+
+@over_models
+@torch.no_grad()
+def test_hold_gates_multiplies_by_constants(case):
+    model, inputs = case.masked(), case.inputs()
+    names = list_maskable_layers(model)
+    gates = {name: torch.rand(model.get_submodule(name).out_features) for name in names}
+    before = model(**inputs).logits
+    with hold_gates(model, gates):
+        held = model(**inputs).logits
+    assert torch.equal(model(**inputs).logits, before)
+    plain = remove_masks(model)
+    with gated_by_hooks(plain, gates):
+        assert torch.equal(plain(**inputs).logits, held)
+
+
+@over_two_models
+def test_masks_follow_train_mode_device_and_dtype(case):
+    model = apply_masks(case.model().to(torch.bfloat16).train())
+    generators = [layer.mask_generator for layer in model.modules() if isinstance(layer, MaskedLinear)]
+    assert all(generator.training for generator in generators)
+    assert {p.dtype for generator in generators for p in generator.parameters()} == {torch.bfloat16}
+    model.eval()
+    assert not any(layer.training for layer in model.modules())
+    inputs = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in case.inputs().items()}
+    assert model(**inputs).logits.dtype == torch.bfloat16
+
+
+def test_config_round_trip_drops_options_of_newer_versions():
+    config = ModularConfig(target_modules=["fc1"], skip_first_blocks=2, generator_hidden_size=None, gate="hard")
+    assert ModularConfig.from_dict(config.to_dict()) == config
+    assert ModularConfig.from_dict({**config.to_dict(), "from_the_future": 1}) == config

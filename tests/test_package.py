@@ -1,0 +1,78 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""The house plan: a file imports from lower floors only; every public name is documented; nothing prints."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import nemo_hf
+
+
+FLOORS = [
+    {"errors", "config", "metrics", "slim"},
+    {"files", "architectures", "layers", "objectives", "slicing"},
+    {"masking", "training_args", "module_masks", "model_card"},
+    {"statistics", "extraction", "auto"},
+    {"trainer"},
+    {"hub", "tasks", "demo"},
+    {"cli"},
+]
+FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
+FILES = sorted(Path(nemo_hf.__file__).parent.glob("*.py"))
+
+
+def imported(tree):
+    """Names of the files of the package that a file imports, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            yield from [node.module.split(".")[0]] if node.module else (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "nemo_hf":
+            yield from node.module.split(".")[1:2] or (alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("nemo_hf."))
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.stem != "__init__"], ids=lambda file: file.stem)
+def test_a_file_imports_from_lower_floors_only(file):
+    assert file.stem in FLOOR_OF, "a new file needs a floor"
+    tree = ast.parse(file.read_text())
+    top = (
+        len(FLOORS) - 1
+    )  # a public name of the package itself: `__init__` imports all files but those of the top floor
+    floors = {name: FLOOR_OF.get(name, top - 1) for name in imported(tree) if name != "errors"}
+    above = {name for name, floor in floors.items() if floor >= FLOOR_OF[file.stem]}
+    assert above == set()
+
+
+def test_slim_travels_alone():
+    tree = ast.parse((Path(nemo_hf.__file__).parent / "slim.py").read_text())
+    assert set(imported(tree)) == set()
+    outside = {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    outside |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert outside <= {"torch", "transformers", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("name", nemo_hf.__all__)
+def test_public_names_are_documented(name):
+    documented = getattr(nemo_hf, name).__doc__
+    assert documented
+    assert not documented.startswith(f"{name}(")  # what dataclasses write by themselves
+
+
+def test_only_the_command_line_prints():
+    for file in FILES:
+        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        prints = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+        assert file.stem == "cli" or prints == [], file.name
+
+
+def test_no_docstring_has_the_quotes_of_a_split_string():
+    found = []
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                lines = (ast.get_docstring(node) or "").splitlines()
+                found += [f"{file.name}: {line}" for line in lines if line.endswith(' "') or line.startswith('"')]
+    assert found == []

@@ -1,0 +1,326 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""ModularTrainer: the loss, its terms in the log, evaluation, prediction, the optimizer, bad input."""
+
+import pytest
+import torch
+from models import BERT, LABELS, VIT, Samples, arguments, over_two_models
+from torch import nn
+from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
+
+from nemo_hf import (
+    ModularConfig,
+    ModularTrainer,
+    ModularTrainingArguments,
+    NemoRuntimeError,
+    NemoValueError,
+    apply_masks,
+    metrics,
+    record_masks,
+)
+from nemo_hf.objectives import OBJECTIVES, CompactnessLoss
+
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+TERMS = ("loss_task", "loss_contrastive", "loss_compactness")
+
+
+def trainer_of(case, output_dir, model=None, **options):
+    names = ("modular_config", "teacher_model", "callbacks", "data_collator", "optimizers", "compute_loss_func")
+    own = {name: options.pop(name) for name in names if name in options}
+    data = {"train_dataset": Samples(case), "eval_dataset": Samples(case, 13, seed=1)}
+    model = case.model(**NO_DROPOUT) if model is None else model
+    return ModularTrainer(model, arguments(output_dir, **options), **data, **own)
+
+
+def training_logs(trainer):
+    return [logs for logs in trainer.state.log_history if "loss" in logs]
+
+
+@over_two_models
+@pytest.mark.parametrize("objective", ["contrastive", "nemo"])
+def test_terms_are_logged_and_add_up_to_the_loss(case, objective, tmp_path):
+    trainer = trainer_of(case, tmp_path, objective=objective, alpha=0.7, max_steps=4, logging_steps=2)
+    trainer.train()
+    logs = training_logs(trainer)
+    assert len(logs) == 2
+    for entry in logs:
+        assert all(entry[name] > 0 for name in TERMS)
+        assert entry["loss"] == pytest.approx(sum(entry[name] for name in TERMS), abs=1e-4)
+        assert 0 < entry["neuron_retention"] <= 1
+
+
+@over_two_models
+def test_the_loss_is_the_task_loss_plus_the_terms(case, tmp_path):
+    trainer = trainer_of(case, tmp_path, alpha=0.7, compactness=0.5, target_retention=0.2)
+    batch = Samples(case).batch(*range(8))
+    model = trainer.model.train()
+    with record_masks(model) as gates:
+        outputs = model(**batch)
+    task = nn.functional.cross_entropy(outputs.logits, batch["labels"])
+    terms = OBJECTIVES["contrastive"](0.7, 0.2)(gates, batch["labels"]) | CompactnessLoss(0.5, 0.2)(gates, None)
+    expected = task + sum(terms.values())
+    torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), expected, atol=1e-6, rtol=1e-6)
+    model.eval()
+    torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), task, atol=1e-6, rtol=1e-6)
+
+
+@over_two_models
+@torch.no_grad()
+def test_evaluation_reports_the_task_loss_and_the_modular_metrics(case, tmp_path):
+    trainer = trainer_of(case, tmp_path)
+    result = trainer.evaluate()
+    data = trainer.eval_dataset.columns
+    expected, cohesions, couplings, opened = [], [], [], []
+    for batch in (trainer.eval_dataset.batch(*range(8)), trainer.eval_dataset.batch(*range(8, 13))):
+        with record_masks(trainer.model) as gates:
+            expected.append(
+                nn.functional.cross_entropy(trainer.model(**batch).logits, batch["labels"], reduction="sum")
+            )
+        is_open = torch.cat(list(gates.values()), 1) > 0
+        opened.append(is_open.float().mean(1))
+        if len(batch["labels"].unique()) < len(batch["labels"]):
+            cohesions.append((metrics.cohesion(is_open, batch["labels"]).item(), len(is_open)))
+        masks = metrics.class_masks(is_open, batch["labels"], 0.9)[1]
+        couplings.append((metrics.coupling(masks).item(), len(is_open)))
+    assert result["eval_loss"] == pytest.approx(sum(expected).item() / len(data["labels"]), abs=1e-4)
+    assert result["eval_loss_task"] == pytest.approx(result["eval_loss"], abs=1e-4)
+    assert result["eval_neuron_retention"] == pytest.approx(torch.cat(opened).mean().item(), abs=1e-5)
+    for name, values in (("eval_cohesion", cohesions), ("eval_coupling", couplings)):
+        mean = sum(value * size for value, size in values) / sum(size for _, size in values)
+        assert result[name] == pytest.approx(mean, abs=1e-5)
+    assert {f"eval_{name}" for name in TERMS} < set(result)
+
+
+def test_evaluation_of_several_datasets_keeps_them_apart(tmp_path):
+    trainer = trainer_of(VIT, tmp_path)
+    first, second = Samples(VIT, 8, seed=2), Samples(VIT, 16, seed=3)
+    trainer.evaluate(second)
+    together = trainer.evaluate({"a": first, "b": second})
+    for name, data in (("a", first), ("b", second)):
+        alone = trainer.evaluate(data)
+        for key in ("loss", "loss_contrastive", "neuron_retention", "cohesion", "coupling"):
+            assert together[f"eval_{name}_{key}"] == pytest.approx(alone[f"eval_{key}"], abs=1e-6)
+
+
+def test_evaluations_during_training_reach_the_log_and_leave_its_terms_alone(tmp_path):
+    trainer = trainer_of(
+        VIT, tmp_path, eval_strategy="steps", eval_steps=1, logging_steps=3, metric_for_best_model="coupling"
+    )
+    trainer.train()
+    evaluations = [logs for logs in trainer.state.log_history if "eval_loss" in logs]
+    assert len(evaluations) == 3
+    assert all("eval_neuron_retention" in logs and "eval_cohesion" in logs for logs in evaluations)
+    (logs,) = training_logs(trainer)
+    assert logs["loss"] == pytest.approx(sum(logs[name] for name in TERMS), abs=1e-4)
+    assert trainer.state.best_metric == min(logs["eval_coupling"] for logs in evaluations)
+
+
+@over_two_models
+@torch.no_grad()
+def test_predict_with_and_without_labels(case, tmp_path):
+    trainer = trainer_of(case, tmp_path)
+    with_labels = trainer.predict(Samples(case, 13, seed=1))
+    without = trainer.predict(Samples(case, 13, seed=1, labelled=False))
+    assert (with_labels.predictions == without.predictions).all()
+    assert with_labels.predictions.shape == (13, 5)
+    assert without.label_ids is None
+    assert {"test_loss", "test_neuron_retention", "test_cohesion"} < set(with_labels.metrics)
+    assert "test_neuron_retention" not in without.metrics
+
+
+@over_two_models
+def test_generators_have_their_own_learning_rate(case, tmp_path):
+    trainer = trainer_of(case, tmp_path, mask_learning_rate=0.5, learning_rate=0.25, weight_decay=0.1)
+    trainer.create_optimizer()
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    groups = trainer.optimizer.param_groups
+    of_groups = [(names[id(parameter)], group) for group in groups for parameter in group["params"]]
+    assert sorted(name for name, _ in of_groups) == sorted(names.values())  # each once
+    for name, group in of_groups:
+        assert group["lr"] == (0.5 if ".mask_generator." in name else 0.25)
+        is_free = name.endswith("bias") or "norm" in name.lower()
+        assert group["weight_decay"] == (0.0 if is_free else 0.1)
+
+
+def test_without_an_own_learning_rate_generators_share_the_groups(tmp_path):
+    trainer = trainer_of(VIT, tmp_path)
+    optimizer = trainer.create_optimizer()
+    assert len(optimizer.param_groups) == 2
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(trainer.model.parameters()))
+
+
+def test_a_given_optimizer_must_hold_the_generators(tmp_path):
+    model = VIT.model()
+    early = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(NemoValueError, match="does not hold the mask generators.*Call .apply_masks"):
+        trainer_of(VIT, tmp_path, model=model, optimizers=(early, None)).train()
+    model = apply_masks(VIT.model())
+    late = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = trainer_of(VIT, tmp_path, model=model, optimizers=(late, None))
+    trainer.train()
+    assert training_logs(trainer)[-1]["learning_rate"] < 0.1
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of the first optimizer step."""
+
+    def __init__(self):
+        self.values = {}
+
+    def on_pre_optimizer_step(self, _args, state, _control, model=None, **_):
+        if state.global_step == 0:
+            self.values = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@over_two_models
+def test_gradient_accumulation_averages_over_batches(case, tmp_path):
+    batches, gradients = [], Gradients()
+
+    def collate(rows):
+        batches.append({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+        return batches[-1]
+
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 0.0, "alpha": 0.7}
+    model = apply_masks(case.model(**NO_DROPOUT), ModularConfig(generator_init="paper"))
+    reference = trainer_of(case, tmp_path, model=apply_masks(case.model(**NO_DROPOUT), ModularConfig()), alpha=0.7)
+    reference.model.load_state_dict(model.state_dict())
+    trainer = trainer_of(case, tmp_path, model, max_steps=1, data_collator=collate, callbacks=[gradients], **options)
+    trainer.train()
+
+    reference.model.train()
+    losses = [reference.compute_loss(reference.model, dict(batch)) for batch in batches[:2]]
+    (sum(losses) / 2).backward()
+    logs = training_logs(trainer)[0]
+    assert logs["loss"] == pytest.approx(sum(losses).item() / 2, abs=1e-4)
+    assert logs["loss"] == pytest.approx(sum(logs[name] for name in TERMS), abs=1e-4)
+    expected = reference._drain("train")
+    assert logs["loss_task"] == pytest.approx(expected["loss_task"], abs=1e-5)
+    assert len(gradients.values) == len(list(model.parameters()))
+    for name, parameter in reference.model.named_parameters():
+        torch.testing.assert_close(gradients.values[name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+@over_two_models
+def test_gradient_checkpointing_changes_neither_loss_nor_gradients(case, tmp_path):
+    results = []
+    for checkpointing in (False, True):
+        gradients = Gradients()
+        options = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
+        model = case.masked()
+        trainer = trainer_of(case, tmp_path, model, callbacks=[gradients], **(options if checkpointing else {}))
+        trainer.train()
+        assert model.is_activation_checkpointing is checkpointing
+        results.append((training_logs(trainer), gradients.values))
+    for plain, recomputed in zip(results[0][0], results[1][0], strict=True):
+        for name in ("loss", *TERMS, "neuron_retention"):
+            assert recomputed[name] == pytest.approx(plain[name], abs=1e-4)
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kwargs_name", ["activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"])
+def test_reentrant_checkpointing_is_refused(kwargs_name, tmp_path):
+    options = {"activation_checkpointing": True, kwargs_name: {"use_reentrant": True}}
+    with pytest.raises(NemoValueError, match="Reentrant checkpointing runs the forward pass without gradients"):
+        trainer_of(VIT, tmp_path, **options)
+    trainer = trainer_of(VIT, tmp_path)
+    trainer.model.activation_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(NemoRuntimeError, match="gates carry no gradient.*use_reentrant=False"):
+        trainer.train()
+
+
+def test_frozen_generators_are_no_error(tmp_path):
+    model = VIT.masked()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("classifier"))
+    trainer = trainer_of(VIT, tmp_path, model)
+    trainer.train()
+    assert len(training_logs(trainer)) == 3
+
+
+@over_two_models
+def test_label_smoothing_and_compute_loss_func_live_on(case, tmp_path):
+    batch = Samples(case).batch(*range(8))
+    model = case.masked().train()
+    smoothed = trainer_of(case, tmp_path, model, label_smoothing_factor=0.2)
+    model.eval()
+    loss, outputs = smoothed.compute_loss(model, dict(batch), return_outputs=True)
+    expected = nn.functional.cross_entropy(outputs["logits"], batch["labels"], label_smoothing=0.2)
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+
+    def constant(outputs, labels, num_items_in_batch=None):
+        assert torch.equal(labels, batch["labels"])
+        return outputs["logits"].sum() * 0 + 7.0
+
+    custom = trainer_of(case, tmp_path, model, compute_loss_func=constant)
+    model.train()
+    loss = custom.compute_loss(model, dict(batch))
+    observed = custom._drain("train")
+    assert observed["loss_task"] == 7.0
+    assert loss.item() == pytest.approx(sum(observed[name] for name in TERMS), abs=1e-5)
+    smoothed.train()
+    assert all(logs["loss_contrastive"] > 0 for logs in training_logs(smoothed))
+
+
+def test_a_batch_without_labels_is_refused_in_training(tmp_path):
+    trainer = ModularTrainer(VIT.model(), arguments(tmp_path), train_dataset=Samples(VIT, labelled=False))
+    with pytest.raises(ValueError, match="labels|did not return a loss"):
+        trainer.train()
+
+
+def test_other_arguments_and_other_configs_are_refused(tmp_path):
+    plain = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(NemoValueError, match="needs ModularTrainingArguments, got TrainingArguments"):
+        ModularTrainer(VIT.model(), plain)
+    model = VIT.masked()
+    with pytest.raises(NemoValueError, match="masked already, with another config: ModularConfig.*remove_masks"):
+        trainer_of(VIT, tmp_path, model, modular_config=ModularConfig(target_modules="ffn"))
+    trainer = trainer_of(VIT, tmp_path, model, modular_config=ModularConfig(generator_init="paper"))
+    assert trainer.model is model
+    with pytest.raises(NemoValueError, match="teacher_model is for models with a distillation head.*BertFor"):
+        trainer_of(BERT, tmp_path, teacher_model=BERT.model())
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"objective": "moe"}, "objective must be 'contrastive' or 'nemo', got 'moe'"),
+        ({"alpha": -1.0}, "alpha must be a number from 0 up, got -1.0"),
+        ({"compactness": float("nan")}, "compactness must be a number from 0 up, got nan"),
+        ({"mask_learning_rate": -0.1}, "mask_learning_rate must be a number from 0 up"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"target_retention": 0.0}, r"must be in \(0, 1\], got 0.0"),
+        ({"target_retention": 1.1}, r"must be in \(0, 1\], got 1.1"),
+    ],
+    ids=str,
+)
+def test_argument_values_are_checked(options, text, tmp_path):
+    with pytest.raises(NemoValueError, match=text):
+        arguments(tmp_path, **options)
+
+
+def test_arguments_parse_from_the_command_line_and_have_help(tmp_path):
+    own = {"objective": "nemo", "alpha": 0.25, "temperature": 0.5, "compactness": 2.0, "target_retention": 0.3}
+    own["mask_learning_rate"] = 0.01
+    command = [part for name, value in own.items() for part in (f"--{name}", str(value))]
+    parser = HfArgumentParser(ModularTrainingArguments)
+    (args,) = parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--use_cpu", "true", *command])
+    assert {name: getattr(args, name) for name in own} == own
+    fields = set(ModularTrainingArguments.__dataclass_fields__) - set(TrainingArguments.__dataclass_fields__)
+    assert fields == set(own)
+    for name in fields:
+        assert len(ModularTrainingArguments.__dataclass_fields__[name].metadata["help"]) > 10
+    assert all(f"--{name}" in parser.format_help() for name in own)
+
+
+@over_two_models
+def test_trainer_collects_statistics_over_the_training_set(case, tmp_path):
+    trainer = trainer_of(case, tmp_path)
+    trainer.train()
+    statistics = trainer.collect_statistics()
+    assert statistics.num_samples.tolist() == [5, 5, 5, 5, 4]
+    assert trainer.collect_statistics(trainer.eval_dataset).num_samples.sum() == 13
+    masks = statistics.module_masks(0.9)
+    assert masks.labels == LABELS
+    with pytest.raises(NemoValueError, match="needs a dataset: there is no training set"):
+        ModularTrainer(case.model(), arguments(tmp_path)).collect_statistics()
