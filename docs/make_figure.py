@@ -112,7 +112,7 @@ def draw_loading(axes: Axes, left: float) -> None:
     """What a user of the module writes."""
     name = ('  "cat-dog")', COLOURS["cat"])
     code_block(axes, left, MIDDLE + 0.15, (("AutoModelFor…", INK), (".from_pretrained(", INK), name))
-    code_block(axes, left, MIDDLE - 1.4, (("pipeline(task,", INK), name))
+    code_block(axes, left, MIDDLE - 1.5, (("pipeline(task,", INK), name))
 
 
 def code_block(axes: Axes, left: float, bottom: float, lines: tuple[tuple[str, str], ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -148,8 +149,8 @@ def resolve_labels(config: PreTrainedConfig, labels: Sequence[Label]) -> list[in
     names = list(config.id2label.values())
     ids = []
     for label in labels:
-        if isinstance(label, int) and not isinstance(label, bool) and label in config.id2label:
-            ids.append(label)
+        if isinstance(label, Integral) and not isinstance(label, bool) and int(label) in config.id2label:
+            ids.append(int(label))
         elif label in config.label2id:
             ids.append(config.label2id[label])
         else:

@@ -70,9 +70,8 @@ def read_tensors(
     path = cached_file(str(source), file_name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
     if path is None:
         raise CheckpointError(
-            f"There is no {file_name} in {source}. It is written beside a modular checkpoint once statistics were "
-            f"collected "
-            "(`trainer.collect_statistics(dataset).save_pretrained(folder)`)."
+            f"There is no {file_name} in {source}. It is written by `save_pretrained(folder)` of what "
+            "`trainer.collect_statistics(dataset)` returns, or of the `ModuleMasks` made from that."
         )
     try:
         with safe_open(path, framework="pt") as file:

@@ -58,6 +58,8 @@ def save_module(
             processing_class.save_pretrained(temporary)
         if _may_write_card(target / "README.md"):
             module_card(module, metrics).save(Path(temporary) / "README.md")
+        for old in target.glob("model*.safetensors*"):  # shards and a single file must not stand side by side
+            old.unlink()
         for file in Path(temporary).iterdir():
             if file.is_dir() and (target / file.name).is_dir():
                 shutil.rmtree(target / file.name)

@@ -43,6 +43,10 @@ class NeuronStatistics:
 
     def __init__(self, labels: list[str], layers: Mapping[str, int], seed: int = 0):
         self.labels = list(labels)
+        if len(set(self.labels)) != len(self.labels):
+            raise NemoValueError(
+                f"Two labels have the same name: {self.labels!r}. Give `config.id2label` distinct ones."
+            )
         self.layers = dict(layers)
         neurons = sum(self.layers.values())
         self.num_samples = torch.zeros(len(self.labels), dtype=torch.int64)

@@ -142,6 +142,11 @@ class ModularTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The task loss of transformers, in training plus the modular terms; in evaluation these are only measured."""
         labels = inputs.get("labels")
+        if labels is None:
+            raise NemoValueError(
+                f"A modular objective compares the gates of samples by label, but the batch has no labels, only "
+                f"{', '.join(inputs)}. Name the column `labels` (or `label`, with the default collator)."
+            )
         with record_masks(self._unwrapped(model)) as masks:
             # Without the number of items the task loss is a mean over this batch, like the other terms.
             if self._has_distillation_head and self.compute_loss_func is None and self.label_smoother is None:

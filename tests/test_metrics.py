@@ -61,6 +61,14 @@ def test_class_masks_cohesion_and_coupling(samples, threshold):
     assert metrics.retention(masks).item() == pytest.approx(kept, abs=1e-6)
 
 
+@pytest.mark.parametrize("samples", [10, 30, 100, 130])
+def test_class_masks_meet_the_threshold_exactly_at_the_boundary(samples):
+    for opened in range(1, samples + 1):
+        sample_masks = torch.arange(samples)[:, None] < torch.tensor([opened, opened - 1])
+        _, masks = metrics.class_masks(sample_masks, torch.zeros(samples, dtype=torch.long), opened / samples)
+        assert masks.tolist() == [[True, False]], (opened, samples)
+
+
 def test_without_pairs_there_is_no_cohesion_and_no_coupling():
     masks = torch.rand(3, 8) < 0.5
     assert math.isnan(metrics.cohesion(masks, torch.arange(3)))

@@ -34,13 +34,13 @@ def imported(tree):
             yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("nemo_hf."))
 
 
+# LIBRARY BUG (reported): demo.py imports hub.py, which the plan puts on the same floor.
 @pytest.mark.parametrize("file", [file for file in FILES if file.stem != "__init__"], ids=lambda file: file.stem)
 def test_a_file_imports_from_lower_floors_only(file):
     assert file.stem in FLOOR_OF, "a new file needs a floor"
     tree = ast.parse(file.read_text())
-    top = (
-        len(FLOORS) - 1
-    )  # a public name of the package itself: `__init__` imports all files but those of the top floor
+    # A public name of the package itself: `__init__` imports all files but those of the top floor.
+    top = len(FLOORS) - 1
     floors = {name: FLOOR_OF.get(name, top - 1) for name in imported(tree) if name != "errors"}
     above = {name for name, floor in floors.items() if floor >= FLOOR_OF[file.stem]}
     assert above == set()
@@ -68,6 +68,7 @@ def test_only_the_command_line_prints():
         assert file.stem == "cli" or prints == [], file.name
 
 
+# LIBRARY BUG (reported): a line wrapper left `"` and a line break inside docstrings of ten files.
 def test_no_docstring_has_the_quotes_of_a_split_string():
     found = []
     for file in FILES:

@@ -324,3 +324,18 @@ def test_trainer_collects_statistics_over_the_training_set(case, tmp_path):
     assert masks.labels == LABELS
     with pytest.raises(NemoValueError, match="needs a dataset: there is no training set"):
         ModularTrainer(case.model(), arguments(tmp_path)).collect_statistics()
+
+
+@over_two_models
+def test_bf16_training_keeps_terms_finite_and_weights_in_single_precision(case, tmp_path):
+    trainer = trainer_of(case, tmp_path, bf16=True, mask_learning_rate=1e-2)
+    before = {name: p.clone() for name, p in trainer.model.named_parameters() if ".mask_generator." in name}
+    trainer.train()
+    for logs in training_logs(trainer):
+        assert logs["loss"] == pytest.approx(sum(logs[name] for name in TERMS), abs=1e-3)
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    changed = [
+        name for name, p in trainer.model.named_parameters() if name in before and not torch.equal(p, before[name])
+    ]
+    assert len(changed) == len(before)
+    assert trainer.evaluate()["eval_loss"] > 0
