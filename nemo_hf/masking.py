@@ -138,7 +138,8 @@ def list_maskable_layers(model: PreTrainedModel, config: ModularConfig | None = 
     if not matching:
         raise NemoValueError(
             f"target_modules={config.target_modules!r} matches no maskable layer. Maskable are, in each block: "
-            f"{', '.join(architecture.roles().values())}; the first is {layers[0].name if layers else 'none'}. A suffix of names goes into a list."
+            f"{', '.join(architecture.roles().values())}; the first is {layers[0].name if layers else 'none'}. "
+            "A suffix of names goes into a list."
         )
     chosen = [layer.name for layer in matching if layer.block >= config.skip_first_blocks]
     if not chosen:

@@ -14,9 +14,9 @@ FLOORS = [
     {"errors", "config", "metrics", "slim"},
     {"files", "architectures", "layers", "objectives", "slicing"},
     {"masking", "training_args", "module_masks", "model_card"},
-    {"statistics", "extraction", "auto"},
-    {"trainer"},
-    {"hub", "tasks", "demo"},
+    {"statistics", "extraction", "auto", "hub"},
+    {"trainer", "tasks"},
+    {"demo"},
     {"cli"},
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
