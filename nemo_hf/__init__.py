@@ -1,6 +1,5 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
-"""Neuron-level modular training for Hugging Face Transformers: train one classifier, cut out a small module for any "
-"of its labels."""
+"""Neuron-level modular training for transformers: train one classifier, cut out a small module for any labels."""
 
 from importlib.metadata import version
 

@@ -95,8 +95,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class MaskableLayer:
-    """One maskable layer of a model: its name in `model.named_modules()`, the number of its block, and its role "
-    "there."""
+    """A maskable layer: its name in `model.named_modules()`, the number of its block, and its role there."""
 
     name: str
     block: int

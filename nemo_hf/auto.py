@@ -78,8 +78,7 @@ class AutoModularModel:
 
 
 def _model_class(config: PreTrainedConfig, source: str) -> type[PreTrainedModel]:
-    """The class that `config.architectures` names, among transformers' own and those registered with the Auto "
-    "classes."""
+    """The class that `config.architectures` names, of transformers or registered with the Auto classes."""
     name = (config.architectures or [None])[0]
     for auto_class in slim.AUTO_CLASSES:
         if type(config) in auto_class._model_mapping:

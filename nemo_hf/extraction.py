@@ -271,8 +271,7 @@ class _BlockCutter:
         self._note_shape(name, len(rows))
 
     def _residual_write(self, path: str, columns: torch.Tensor) -> None:
-        """A layer that writes to the residual stream: fewer inputs, and only the kept outputs, scattered to full "
-        "width."""
+        """A layer that writes to the residual stream: fewer inputs, only the kept outputs, scattered to full width."""
         name = self.prefix + path
         gates = self.gates(path)
         rows = (gates > 0).nonzero().flatten()

@@ -1,6 +1,5 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
-"""Masked layers: a linear layer, a generator of one gate per sample and neuron, and what all of them share in a "
-"model."""
+"""Masked layers: a linear layer, a generator of one gate per sample and neuron, and what all of them share."""
 
 from __future__ import annotations
 

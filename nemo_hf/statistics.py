@@ -106,8 +106,7 @@ class NeuronStatistics:
                 self._bits[label, slot] = row
 
     def frequency(self) -> torch.Tensor:
-        """Share of a label's samples with an open gate, of shape `(num_labels, num_neurons)`; 0 for labels without "
-        "samples."""
+        """Share of a label's samples with an open gate, of shape `(num_labels, num_neurons)`; 0 without samples."""
         return self.open_counts.cpu() / self.num_samples.clamp(min=1)[:, None]
 
     def module_masks(self, threshold: float = 0.9) -> ModuleMasks:

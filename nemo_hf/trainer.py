@@ -116,8 +116,7 @@ class ModularTrainer(Trainer):
         self._set_up_objective()  # a trial may have changed their weights
 
     def _set_up_teacher(self, teacher: nn.Module | None) -> None:
-        """`DeiT…WithTeacher` takes no labels and returns no loss: the trainer keeps the labels and computes the "
-        "loss."""
+        """`DeiT…WithTeacher` takes no labels and returns no loss: the trainer computes it."""
         self.teacher_model = teacher
         self._has_distillation_head = type(self.model).__name__.endswith(TEACHER_CLASS_SUFFIX)
         if teacher is not None:
@@ -202,8 +201,7 @@ class ModularTrainer(Trainer):
     def _observe(
         self, phase: str, terms: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor], labels: torch.Tensor
     ) -> None:
-        """Sum the terms of a batch on the device, weighted by its size; nothing waits for the device before it is "
-        "logged."""
+        """Sum the terms of a batch on the device, weighted by its size; nothing waits for the device before logging."""
         neurons = sum(gates.shape[-1] for gates in masks.values())
         batch_size = next(iter(masks.values())).shape[0]
         observed = {name: term.detach() for name, term in terms.items()}
@@ -249,8 +247,7 @@ class ModularTrainer(Trainer):
     # ---- Optimizer ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer of transformers, with the generators in groups of their own if they have their own learning "
-        "rate."""
+        """The optimizer of transformers, with generators in groups of their own if they have a learning rate of their own."""
         given = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         opt_model = self.model if model is None else model

@@ -66,14 +66,3 @@ def test_only_the_command_line_prints():
         calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
         prints = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
         assert file.stem == "cli" or prints == [], file.name
-
-
-# LIBRARY BUG (reported): a line wrapper left `"` and a line break inside docstrings of ten files.
-def test_no_docstring_has_the_quotes_of_a_split_string():
-    found = []
-    for file in FILES:
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                lines = (ast.get_docstring(node) or "").splitlines()
-                found += [f"{file.name}: {line}" for line in lines if line.endswith(' "') or line.startswith('"')]
-    assert found == []
