@@ -201,7 +201,7 @@ class ModularTrainer(Trainer):
     def _observe(
         self, phase: str, terms: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor], labels: torch.Tensor
     ) -> None:
-        """Sum the terms of a batch on the device, weighted by its size; nothing waits for the device before logging."""
+        """Sum the terms of a batch on the device, weighted by its size; nothing waits for the device."""
         neurons = sum(gates.shape[-1] for gates in masks.values())
         batch_size = next(iter(masks.values())).shape[0]
         observed = {name: term.detach() for name, term in terms.items()}
@@ -247,7 +247,7 @@ class ModularTrainer(Trainer):
     # ---- Optimizer ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer of transformers, with generators in groups of their own if they have a learning rate of their own."""
+        """The optimizer of transformers, generators in groups of their own if they have their own rate."""
         given = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         opt_model = self.model if model is None else model
