@@ -206,9 +206,8 @@ def _mismatch(architecture: Architecture, field: str, path: str, found: object) 
     there = "nothing" if found is None else type(found).__name__
     return UnsupportedModelError(
         f"The architecture entry {architecture.model_type!r} does not fit this model: field {field!r} names {path!r}, "
-        f"where "
-        f"there is {there}. Quantised layers and adapters are not plain linear layers: mask the model before wrapping "
-        f"it."
+        f"where there is {there}. Quantised layers and adapters are not plain linear layers: mask the model before "
+        "wrapping it."
     )
 
 

@@ -67,8 +67,7 @@ class ModularConfig:
             except re.error as error:
                 raise NemoValueError(
                     f"target_modules={self.target_modules!r} is not a valid regular expression ({error}). Use 'all', "
-                    f"'ffn', "
-                    "'attention', a list of layer names or suffixes, or a regular expression."
+                    "'ffn', 'attention', a list of layer names or suffixes, or a regular expression."
                 ) from error
         else:
             self.target_modules = list(self.target_modules)

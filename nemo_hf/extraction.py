@@ -123,8 +123,7 @@ def constant_gates(
         if mask.numel() != model.get_submodule(name).out_features:
             raise NemoValueError(
                 f"The masks are for another model: {name!r} has {model.get_submodule(name).out_features} neurons, the "
-                f"mask "
-                f"{mask.numel()}."
+                f"mask {mask.numel()}."
             )
     held = {
         name: layer.weight.new_ones(layer.out_features, dtype=torch.float32, device="cpu")

@@ -44,8 +44,7 @@ class MaskState:
         if mask is not None and mask.dim() != 2:
             raise NemoValueError(
                 "A masked model needs an attention_mask of shape (batch_size, sequence_length) to know its padding, "
-                "got shape "
-                f"{tuple(mask.shape)}."
+                f"got shape {tuple(mask.shape)}."
             )
         self.token_weights = None if mask is None else (mask / mask.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(1)
         if self.recorded is not None:
@@ -60,8 +59,8 @@ class MaskState:
         if self.token_weights.shape[-1] != inputs.shape[1]:
             raise NemoRuntimeError(
                 f"A masked layer got {inputs.shape[1]} tokens but the attention_mask has "
-                f"{self.token_weights.shape[-1]}. Gates "
-                "need whole sequences: switch off `chunk_size_feed_forward` and anything else that splits them."
+                f"{self.token_weights.shape[-1]}. Gates need whole sequences: switch off `chunk_size_feed_forward` "
+                "and anything else that splits them."
             )
         return torch.bmm(self.token_weights.to(inputs.dtype), inputs).squeeze(1)
 

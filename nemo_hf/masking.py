@@ -64,8 +64,8 @@ def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> 
         if hasattr(model.get_submodule(name), "_hf_hook"):
             raise UnsupportedModelError(
                 f"{name} is dispatched over devices. Load the model without `device_map`, put on the masks, then "
-                f"dispatch it; "
-                "a saved modular model loads with `AutoModularModel.from_pretrained(..., device_map=...)`."
+                "dispatch it; a saved modular model loads with `AutoModularModel.from_pretrained(..., "
+                "device_map=...)`."
             )
     if is_modular_checkpoint(model.config):
         logger.warning(
@@ -145,8 +145,7 @@ def list_maskable_layers(model: PreTrainedModel, config: ModularConfig | None = 
     if not chosen:
         raise NemoValueError(
             f"skip_first_blocks={config.skip_first_blocks} excludes every layer that "
-            f"target_modules={config.target_modules!r} "
-            f"matches: the model has {layers[-1].block + 1} blocks."
+            f"target_modules={config.target_modules!r} matches: the model has {layers[-1].block + 1} blocks."
         )
     return chosen
 
@@ -220,8 +219,7 @@ def record_masks(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     if silent:
         raise NemoRuntimeError(
             f"The forward pass never called {len(silent)} masked layers, so their masks do nothing: "
-            f"{', '.join(silent[:4])}"
-            f"{', …' if len(silent) > 4 else ''}. Exclude them with `target_modules`."
+            f"{', '.join(silent[:4])}{', …' if len(silent) > 4 else ''}. Exclude them with `target_modules`."
         )
 
 

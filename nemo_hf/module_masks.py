@@ -120,8 +120,7 @@ class ModuleMasks:
                 if tensor.dtype != torch.bool or tensor.dim() != 1:
                     raise NemoValueError(
                         f"The mask of {layer!r} for label {label!r} must be a boolean tensor of shape (num_neurons,), "
-                        f"got "
-                        f"{tensor.dtype} of shape {tuple(tensor.shape)}."
+                        f"got {tensor.dtype} of shape {tuple(tensor.shape)}."
                     )
                 if self._gates is not None and _gate_shape(self._gates, label, layer) != tensor.shape:
                     raise NemoValueError(

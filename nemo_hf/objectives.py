@@ -47,8 +47,8 @@ def _same_label(masks: Mapping[str, torch.Tensor], labels: torch.Tensor | None) 
     if labels.shape != (batch_size,) or labels.is_floating_point():
         raise NemoValueError(
             f"A modular objective needs one integer label per sample, of shape ({batch_size},); got {labels.dtype} of "
-            f"shape "
-            f"{tuple(labels.shape)}. Regression, multi-label and token labels have no classes to organise neurons by."
+            f"shape {tuple(labels.shape)}. Regression, multi-label and token labels have no classes to organise "
+            "neurons by."
         )
     return labels[:, None] == labels[None, :]
 

@@ -80,8 +80,7 @@ class NeuronStatistics:
         ):
             raise NemoValueError(
                 f"Statistics need one integer label from 0 to {len(self.labels) - 1} per sample "
-                f"(`model.config.num_labels`), got "
-                f"{labels.dtype} of shape {tuple(labels.shape)} with values up to "
+                f"(`model.config.num_labels`), got {labels.dtype} of shape {tuple(labels.shape)} with values up to "
                 f"{labels.max().item() if len(ids) else '-'}."
             )
         joined = torch.cat([gates[layer].float() for layer in self.layers], dim=1)

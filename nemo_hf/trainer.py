@@ -72,9 +72,8 @@ class ModularTrainer(Trainer):
             raise NemoValueError(f"ModularTrainer needs ModularTrainingArguments, got {type(args).__name__}.")
         if args.n_gpu > 1:
             raise NemoValueError(
-                "nn.DataParallel would silently train no masks. Start one process per GPU with `accelerate launch` or "
-                "`torchrun`, "
-                "or show a single GPU (`CUDA_VISIBLE_DEVICES=0`)."
+                "nn.DataParallel would silently train no masks. Start one process per GPU with `accelerate launch` "
+                "or `torchrun`, or show a single GPU (`CUDA_VISIBLE_DEVICES=0`)."
             )
         if (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise NemoValueError(
@@ -99,8 +98,7 @@ class ModularTrainer(Trainer):
         if self.modular_config is not None and self.modular_config != modular_config(model):
             raise NemoValueError(
                 f"The model is masked already, with another config: {modular_config(model)}. Leave out "
-                f"modular_config, or call "
-                "`remove_masks(model)` first."
+                "modular_config, or call `remove_masks(model)` first."
             )
         return model
 
@@ -122,9 +120,8 @@ class ModularTrainer(Trainer):
         if teacher is not None:
             if not self._has_distillation_head:
                 raise NemoValueError(
-                    f"teacher_model is for models with a distillation head (DeiTForImageClassificationWithTeacher), "
-                    f"not for "
-                    f"{type(self.model).__name__}."
+                    "teacher_model is for models with a distillation head (DeiTForImageClassificationWithTeacher), "
+                    f"not for {type(self.model).__name__}."
                 )
             self.teacher_model = teacher.requires_grad_(False).eval().to(self.args.device)
         if self._has_distillation_head and self.args.label_names is None:
@@ -191,8 +188,7 @@ class ModularTrainer(Trainer):
         if any(p.requires_grad for layer in masked_layers(model).values() for p in layer.mask_generator.parameters()):
             raise NemoRuntimeError(
                 "The recorded gates carry no gradient, so the masks would silently not be trained. This is what "
-                "reentrant "
-                "checkpointing does: enable it with use_reentrant=False."
+                "reentrant checkpointing does: enable it with use_reentrant=False."
             )
 
     # ---- Logging ----
@@ -258,8 +254,7 @@ class ModularTrainer(Trainer):
             if generators - {id(p) for group in optimizer.param_groups for p in group["params"]}:
                 raise NemoValueError(
                     "The given optimizer does not hold the mask generators, which would stay untrained. Call "
-                    "`apply_masks(model, "
-                    "config)` before making the optimizer."
+                    "`apply_masks(model, config)` before making the optimizer."
                 )
         elif self.args.mask_learning_rate is not None:
             for group in list(optimizer.param_groups):
