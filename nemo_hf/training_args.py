@@ -22,7 +22,7 @@ class ModularTrainingArguments(TrainingArguments):
         objective (`"contrastive"` or `"nemo"`, *optional*, defaults to `"contrastive"`):
             The term that gives every class its own neurons: the corrected supervised contrastive loss, or the one
             that the reference code of NeMo computes.
-        alpha (`float`, *optional*, defaults to 0.3): weight of that term.
+        alpha (`float`, *optional*, defaults to 0.1): weight of that term.
         temperature (`float`, *optional*, defaults to 0.2): τ of that term.
         compactness (`float`, *optional*, defaults to 1.0): weight of the size term.
         target_retention (`float`, *optional*, defaults to 0.07): mean gate from which the size term stops to pull, in
@@ -47,7 +47,7 @@ class ModularTrainingArguments(TrainingArguments):
             "computes it."
         },
     )
-    alpha: float = field(default=0.3, metadata={"help": "Weight of the contrastive term."})
+    alpha: float = field(default=0.1, metadata={"help": "Weight of the contrastive term."})
     temperature: float = field(default=0.2, metadata={"help": "Temperature of the contrastive term."})
     compactness: float = field(default=1.0, metadata={"help": "Weight of the size term; 0 switches it off."})
     target_retention: float = field(
