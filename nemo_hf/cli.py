@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 
-# Everything heavy is imported inside the commands, so that `--help` answers at once.
+# What only some commands need (datasets, training, the demo) is imported inside them.
 
 
 def demo(arguments: list[str]) -> dict[str, Any]:

@@ -97,10 +97,17 @@ class ModularConfig:
         so that checkpoints of newer versions still load where they can.
 
         Raises:
-            [`~nemo_hf.errors.NemoValueError`]: if `values` does not describe a modular model.
+            [`~nemo_hf.errors.NemoValueError`]: if `values` does not describe a modular model, or one of a newer
+                format.
         """
         if not isinstance(values, dict) or values.get("kind", MODULAR_KIND) != MODULAR_KIND:
             raise NemoValueError(f"Expected the `config.nemo` of a modular model, got {values!r}.")
+        version = values.get("format", FORMAT_VERSION)
+        if not _is_int(version) or version > FORMAT_VERSION:
+            raise NemoValueError(
+                f"This modular model has format {version!r}; this version of nemo_hf reads formats up to "
+                f"{FORMAT_VERSION}. Upgrade nemo_hf to load it."
+            )
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known - {"kind", "format"})
         if unknown:

@@ -47,7 +47,13 @@ def class_masks(
     classes, index = labels.unique(return_inverse=True)
     one_hot = nn.functional.one_hot(index, len(classes)).float()
     counts = one_hot.T @ sample_masks.float()
-    return classes, counts >= threshold * one_hot.sum(0)[:, None]
+    return classes, counts >= samples_needed(one_hot.sum(0), threshold)[:, None]
+
+
+def samples_needed(num_samples: torch.Tensor, threshold: float) -> torch.Tensor:
+    """How many samples a share of them is, rounded up; 9 of 10 reach 0.9 whatever the rounding of the product."""
+    needed = torch.ceil(num_samples.cpu().double() * threshold - 1e-9)  # not every device has doubles
+    return needed.long().to(num_samples.device)
 
 
 def cohesion(sample_masks: torch.Tensor, labels: torch.Tensor, threshold: float = 0.9) -> torch.Tensor:

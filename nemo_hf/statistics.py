@@ -128,8 +128,7 @@ class NeuronStatistics:
         seen = torch.nonzero(self.num_samples).flatten().tolist()
         if not seen:
             raise NemoValueError("These statistics count no samples. Collect them over a dataset first.")
-        # Integers are compared, so that 9 of 10 samples reach a threshold of 0.9 whatever the rounding.
-        needed = torch.ceil(self.num_samples.double() * threshold - 1e-9)[:, None]
+        needed = metrics.samples_needed(self.num_samples, threshold)[:, None]
         open_counts = self.open_counts.cpu()
         selected = (open_counts >= needed).split(list(self.layers.values()), dim=1)
         counts = open_counts.split(list(self.layers.values()), dim=1)

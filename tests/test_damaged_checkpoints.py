@@ -115,8 +115,6 @@ def test_modular_configs_that_do_not_fit_are_refused(tmp_path):
         AutoModularModel.from_pretrained(tmp_path)
 
 
-# LIBRARY BUG (reported): ModularConfig.from_dict never looks at "format": a checkpoint of a newer format loads as
-# if it were of this one.
 def test_a_modular_checkpoint_of_a_newer_format_is_refused(tmp_path):
     VIT.masked().save_pretrained(tmp_path)
     edit_config(tmp_path, lambda config: config["nemo"].update(format=2))

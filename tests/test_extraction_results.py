@@ -125,6 +125,17 @@ def test_provenance(case, kind):
     json.dumps(nemo)  # travels in config.json
 
 
+@over_two_models
+def test_a_module_of_one_label_can_be_trained_though_its_parent_was(case):
+    parent = case.masked()
+    parent(**case.inputs(), labels=torch.tensor([0, 1, 2, 3]))
+    assert parent.config.problem_type == "single_label_classification"  # set by transformers, invalid for one label
+    module = extract_module(parent, module_masks(parent), ["cat"])
+    assert module.config.problem_type is None
+    assert parent.config.problem_type == "single_label_classification"
+    assert torch.isfinite(module(**case.inputs(), labels=torch.zeros(4)).loss)
+
+
 def test_gates_default_to_mean_where_there_are_some():
     parent = VIT.masked()
     assert extract_module(parent, module_masks(parent), ["ant"]).config.nemo["gates"] == "mean"

@@ -34,6 +34,8 @@ def test_apply_and_remove_masks_are_exact_inverses(case):
     assert_same_state(model.state_dict(), state)
     assert model.config.to_dict() == config
     assert not any(isinstance(layer, MaskedLinear) for layer in model.modules())
+    assert not model._forward_pre_hooks
+    assert not model._forward_pre_hooks_with_kwargs
 
 
 @over_models

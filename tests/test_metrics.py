@@ -61,7 +61,6 @@ def test_class_masks_cohesion_and_coupling(samples, threshold):
     assert metrics.retention(masks).item() == pytest.approx(kept, abs=1e-6)
 
 
-# LIBRARY BUG (reported): the product is rounded in float32; NeuronStatistics.module_masks compares integers instead.
 @pytest.mark.parametrize("samples", [10, 30, 100, 130])
 def test_class_masks_meet_the_threshold_exactly_at_the_boundary(samples):
     for opened in range(1, samples + 1):

@@ -34,7 +34,6 @@ def imported(tree):
             yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("nemo_hf."))
 
 
-# LIBRARY BUG (reported): demo.py imports hub.py, which the plan puts on the same floor.
 @pytest.mark.parametrize("file", [file for file in FILES if file.stem != "__init__"], ids=lambda file: file.stem)
 def test_a_file_imports_from_lower_floors_only(file):
     assert file.stem in FLOOR_OF, "a new file needs a floor"

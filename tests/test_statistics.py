@@ -84,6 +84,8 @@ def test_reservoir_is_bounded_in_bytes():
         (10, 8, 0.9, False),
         (10, 7, 0.7, True),
         (100, 29, 0.29, True),
+        (100, 7, 0.07, True),
+        (100, 6, 0.07, False),
         (3, 3, 1.0, True),
         (3, 2, 1, False),
     ],

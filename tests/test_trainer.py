@@ -91,6 +91,16 @@ def test_evaluation_reports_the_task_loss_and_the_modular_metrics(case, tmp_path
     assert {f"eval_{name}" for name in TERMS} < set(result)
 
 
+def test_an_evaluation_starts_from_nothing(tmp_path):
+    trainer = trainer_of(VIT, tmp_path, modular_config=ModularConfig(generator_init="paper"))
+    expected = trainer.evaluate()
+    trainer.model.eval()
+    trainer.compute_loss(trainer.model, Samples(VIT, seed=9).batch(0, 5, 10, 15))  # an evaluation that broke off
+    again = trainer.evaluate()
+    for name in ("eval_loss_task", "eval_loss_contrastive", "eval_cohesion", "eval_coupling"):
+        assert again[name] == expected[name]
+
+
 def test_evaluation_of_several_datasets_keeps_them_apart(tmp_path):
     trainer = trainer_of(VIT, tmp_path)
     first, second = Samples(VIT, 8, seed=2), Samples(VIT, 16, seed=3)
