@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from . import slim
@@ -38,7 +39,8 @@ class AutoModularModel:
             `PreTrainedModel`: of the class that was trained, with masks.
 
         Raises:
-            [`~nemo_hf.errors.CheckpointError`]: if the checkpoint is not a modular one or lacks generators.
+            [`~nemo_hf.errors.CheckpointError`]: if the checkpoint is not a modular one, is damaged, or lacks
+                generators.
 
         Example:
 
@@ -67,7 +69,12 @@ class AutoModularModel:
             )
         base = _model_class(config, source)
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = _masked_class(base).from_pretrained(source, config=config, output_loading_info=True, **kwargs)
+        try:
+            model, info = _masked_class(base).from_pretrained(
+                source, config=config, output_loading_info=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise CheckpointError(f"The weights of {source} are damaged: {error}.") from error
         missing = sorted(name for name in info["missing_keys"] if ".mask_generator." in name)
         if missing:
             raise CheckpointError(

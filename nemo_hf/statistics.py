@@ -184,6 +184,8 @@ class NeuronStatistics:
             if keys.shape != bits.shape[:2] or bits.shape[::2] != statistics._bits.shape[::2]:
                 raise ValueError(f"the reservoir has shapes {keys.shape} and {bits.shape}")
             statistics._keys, statistics._bits = keys, bits
+            # Further updates draw new keys, not those of the first samples again.
+            statistics._generator = np.random.default_rng([1, int(statistics.num_samples.sum())])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{STATISTICS_FILE} in {source} is damaged ({error!r}).") from error
         return statistics
