@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from . import metrics, slim
 from .architectures import Architecture, maskable_layers, resolve_architecture
-from .config import FORMAT_VERSION, MODULE_KIND
+from .config import MODULE_KIND
 from .errors import NemoValueError, UnsupportedModelError
 from .layers import MaskedLinear
 from .module_masks import Label, ModuleMasks
@@ -72,7 +72,7 @@ def extract_module(
     config = _module_config(model, label_ids)
     config.nemo = {
         "kind": MODULE_KIND,
-        "format": FORMAT_VERSION,
+        "format": slim.FORMAT_VERSION,
         "parent": {"name_or_path": model.config._name_or_path, "class": type(model).__name__},
         "labels": list(config.id2label.values()),
         "label_ids": label_ids,

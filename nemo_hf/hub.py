@@ -28,8 +28,8 @@ def save_module(
     """
     Save a module with its processor and card, ready for `pipeline(task, model=save_directory)`.
 
-    Everything is written to a temporary folder first, then moved into place: a failure leaves no half-written
-    checkpoint.
+    Everything is written to a temporary folder first, then moved into place file by file: a failure while writing
+    leaves what was there before.
 
     Args:
         module (`PreTrainedModel`): made by [`~nemo_hf.extract_module`].
@@ -58,12 +58,14 @@ def save_module(
             processing_class.save_pretrained(temporary)
         if _may_write_card(target / "README.md"):
             module_card(module, metrics).save(Path(temporary) / "README.md")
-        for old in target.glob("model*.safetensors*"):  # shards and a single file must not stand side by side
-            old.unlink()
+        written = {file.name for file in Path(temporary).iterdir()}
         for file in Path(temporary).iterdir():
             if file.is_dir() and (target / file.name).is_dir():
                 shutil.rmtree(target / file.name)
             os.replace(file, target / file.name)
+        for old in target.glob("model*.safetensors*"):  # shards and a single file must not stand side by side
+            if old.name not in written:
+                old.unlink()
 
 
 def _may_write_card(path: Path) -> bool:
