@@ -3,7 +3,8 @@
 
 from importlib.metadata import version
 
-from .architectures import Architecture, Attention, FeedForward, register_architecture
+from . import families as families  # fills the architecture table
+from .architectures import Architecture, Attention, Chain, Convolution, FeedForward, register_architecture
 from .auto import AutoModularModel
 from .config import ModularConfig
 from .errors import CheckpointError, NemoError, NemoRuntimeError, NemoValueError, UnsupportedModelError
@@ -22,7 +23,9 @@ __all__ = [
     "Architecture",
     "Attention",
     "AutoModularModel",
+    "Chain",
     "CheckpointError",
+    "Convolution",
     "FeedForward",
     "ModularConfig",
     "ModularTrainer",

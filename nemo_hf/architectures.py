@@ -1,38 +1,53 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
 """
-The architecture table: one [`Architecture`] entry per model family says where the maskable layers are and how their
-neurons are tied. Everything else (masking, extraction, reloading) is driven by it; a new family joins as data.
+What an entry of the architecture table can say, and how it is compared with a model. An [`Architecture`] names the
+maskable layers of a model family and how their neurons are tied; masking, extraction and reloading are driven by it.
+The entries themselves are in `families.py`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from . import slim
 from .errors import NemoValueError, UnsupportedModelError
 
 
-Role = Literal["query", "key", "value", "attention_output", "up", "down"]
-
-
 @dataclass(frozen=True)
 class Attention:
     """
-    Where the attention of a block is. Paths are relative to the block.
+    The attention of a block. Paths are relative to the block.
+
+    Fused projections: `query`, `key` and `value` are the same path; the layer then has their units in this order.
 
     Args:
         layer (`str`): the sub-layer whose forward splits its projections into heads.
-        query, key, value (`str`): the projections; their units are `num_heads` groups of `head_size`.
+        query, key, value (`str`): the projections; their units are heads of `head_size`. With fewer heads of keys and
+            values (grouped-query attention), every group of query heads shares one.
         output (`str`): the linear layer that writes the heads back to the residual stream.
-        num_heads (`tuple[str, ...]`): attributes of `layer` that hold the number of heads.
         head_size (`tuple[str, ...]`): attributes of `layer` that hold the size of one head.
+        num_heads (`tuple[str, ...]`, *optional*): attributes of `layer` that hold the number of (query) heads.
         all_head_size (`tuple[str, ...]`, *optional*): attributes of `layer` that hold their product.
+        rotary (`bool`, *optional*): whether rotary positions turn units `i` and `i + head_size / 2` of q and k
+            together; `layer` takes their `position_embeddings` as a keyword argument.
+        unit_norms (`tuple[str, ...]`, *optional*): norms over the units of each head of q and k. Where a model has
+            them, q and k are not masked.
+        head_biases (`tuple[str, ...]`, *optional*): parameters with one column per head. A model may lack them.
+        shared_head_bias (`str`, *optional*): path in the model of a bias per head that all blocks share. Where a model
+            has it, no head is dropped.
+        inline_scale (`bool`, *optional*): whether the forward computes the scale of the scores from `head_size`
+            instead of keeping it in an attribute.
+        windowed (`bool`, *optional*): whether q, k and v see windows as samples.
     """
 
     layer: str
@@ -40,25 +55,79 @@ class Attention:
     key: str
     value: str
     output: str
-    num_heads: tuple[str, ...]
     head_size: tuple[str, ...]
+    num_heads: tuple[str, ...] = ()
     all_head_size: tuple[str, ...] = ()
+    rotary: bool = False
+    unit_norms: tuple[str, ...] = ()
+    head_biases: tuple[str, ...] = ()
+    shared_head_bias: str | None = None
+    inline_scale: bool = False
+    windowed: bool = False
 
 
 @dataclass(frozen=True)
 class FeedForward:
     """
-    Where the feed-forward pair of a block is. Paths are relative to the block.
+    The feed-forward layers of a block: `down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))`. Paths are
+    relative to the block.
 
     Args:
         up (`str`): the linear layer into the hidden units.
-        activation (`str`): the element-wise non-linearity between the two.
+        activation (`str`): the element-wise non-linearity.
         down (`str`): the linear layer from the hidden units back to the residual stream.
+        gate (`str`, *optional*): the layer whose activated output multiplies that of `up`. The same path as `up` for a
+            fused layer; the first half of its units is then activated.
+        depthwise (`str`, *optional*): a depthwise convolution between `up` and the activation.
     """
 
     up: str
     activation: str
     down: str
+    gate: str | None = None
+    depthwise: str | None = None
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """
+    One step of a [`Chain`]. Paths are relative to the path of the chain; `*` stands for every child, in order.
+
+    Args:
+        layer (`str`): a convolution, or a hidden linear layer.
+        norm (`str`, *optional*): the batch norm after it. The gates multiply its output.
+        activation (`str`, *optional*): the element-wise non-linearity between this step and the next. A path where a
+            model has nothing stands for none.
+        squeeze_excite (`tuple[str, str]`, *optional*): the two convolutions or linear layers of a squeeze-excite block
+            behind the activation. Paths where a model has nothing stand for none.
+        optional (`bool`, *optional*): whether a model may lack this step.
+    """
+
+    layer: str
+    norm: str | None = None
+    activation: str | None = None
+    squeeze_excite: tuple[str, str] | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Chain:
+    """
+    Convolutions (and hidden linear layers) one behind the other: the kept channels of a step are all that the next one
+    reads.
+
+    Args:
+        steps (`tuple[Convolution, ...]`): in forward order.
+        path (`str`, *optional*): where the chain is; `*` stands for every child, so that one entry describes all
+            blocks. At the top level (`""`) every step counts as a block.
+        reader (`str`, *optional*): an unmasked layer that reads the channels of the last step and nothing else (a
+            classifier after pooling or flattening). Without it the last step writes to the residual stream: the stream
+            keeps its width.
+    """
+
+    steps: tuple[Convolution, ...]
+    path: str = ""
+    reader: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,41 +137,56 @@ class Architecture:
 
     Args:
         model_type (`str`): as in `config.model_type`.
-        blocks (`str`): path of the list of encoder blocks in the model, in forward order.
-        attention ([`Attention`]): the attention of each block.
-        feed_forward ([`FeedForward`]): the feed-forward pair of each block.
         heads (`dict[str, tuple[str, ...]]`): the classes that can be masked and cut, each with the paths of the
             linear layers whose rows are the labels.
+        blocks (`str`, *optional*): path of the transformer blocks in forward order; `*` stands for every child
+            (`"vit.layers.*"`).
+        attention ([`Attention`], *optional*): the attention of each block.
+        feed_forward ([`FeedForward`] or `tuple[FeedForward, ...]`, *optional*): the feed-forward layers of each block;
+            of several alternatives the one that a block has.
+        chains (`tuple[Chain, ...]`, *optional*): chains of convolutions in forward order. Neighbours with the same
+            path belong to the same blocks.
     """
 
     model_type: str
-    blocks: str
-    attention: Attention
-    feed_forward: FeedForward
     heads: dict[str, tuple[str, ...]]
+    blocks: str | None = None
+    attention: Attention | None = None
+    feed_forward: FeedForward | tuple[FeedForward, ...] = ()
+    chains: tuple[Chain, ...] = ()
 
-    def roles(self) -> dict[Role, str]:
-        """The maskable layers of a block in forward order: role → path relative to the block."""
-        return {
-            "query": self.attention.query,
-            "key": self.attention.key,
-            "value": self.attention.value,
-            "attention_output": self.attention.output,
-            "up": self.feed_forward.up,
-            "down": self.feed_forward.down,
-        }
+
+Part = Attention | FeedForward | Chain
 
 
 @dataclass(frozen=True)
 class MaskableLayer:
-    """A maskable layer: its name in `model.named_modules()`, the number of its block, and its role there."""
+    """
+    A layer that the table names.
+
+    Args:
+        name (`str`): in `model.named_modules()`.
+        block (`int`): the number of its block, in forward order.
+        group (`str`): `"attention"`, `"ffn"` or `"convolution"`.
+        norm (`str`, *optional*): the batch norm whose output its gates multiply, instead of its own.
+        windowed (`bool`): whether it sees windows as samples.
+        reason (`str`, *optional*): why this model cannot be cut there, so that the layer is not masked.
+    """
 
     name: str
     block: int
-    role: Role
+    group: Literal["attention", "ffn", "convolution"]
+    norm: str | None = None
+    windowed: bool = False
+    reason: str | None = None
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
+# Families that cannot be supported, and why.
+UNSUPPORTED: dict[str, str] = {
+    "albert": "all its blocks are one layer, called several times, so that a neuron would have as many gates as there "
+    "are blocks and could be removed only where all of them are closed",
+}
 
 
 def register_architecture(architecture: Architecture, exist_ok: bool = False) -> None:
@@ -114,16 +198,24 @@ def register_architecture(architecture: Architecture, exist_ok: bool = False) ->
         exist_ok (`bool`, *optional*, defaults to `False`): whether an existing entry may be replaced.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: if the family is there already, is unknown to transformers, or names no
-            class.
+        [`~nemo_hf.errors.NemoValueError`]: if the family is there already, is unknown to transformers, or the entry
+            says nothing about its layers or classes.
+
+    Example:
+
+    ```python
+    >>> from nemo_hf import Architecture, Chain, Convolution, register_architecture
+    >>> steps = (Convolution("layers.*.conv", norm="layers.*.norm", activation="layers.*.activation"),)
+    >>> entry = Architecture("my_vgg", heads={"MyVGG": ("classifier",)}, chains=(Chain(steps, reader="classifier"),))
+    >>> register_architecture(entry)  # after AutoConfig.register("my_vgg", ...)
+    ```
     """
     model_type = architecture.model_type
     if model_type in ARCHITECTURES and not exist_ok:
         raise NemoValueError(
             f"The architecture {model_type!r} is registered already; pass exist_ok=True to replace it."
         )
-    if not architecture.heads:
-        raise NemoValueError(f"The architecture {model_type!r} names no model class under `heads`.")
+    _check_entry(architecture)
     try:
         slim.register_slim_classes(model_type)
     except KeyError as error:
@@ -134,13 +226,37 @@ def register_architecture(architecture: Architecture, exist_ok: bool = False) ->
     ARCHITECTURES[model_type] = architecture
 
 
+def _check_entry(architecture: Architecture) -> None:
+    """What can be wrong with an entry before there is a model."""
+    model_type = architecture.model_type
+    if not architecture.heads:
+        raise NemoValueError(f"The architecture {model_type!r} names no model class under `heads`.")
+    for class_name, paths in architecture.heads.items():
+        if isinstance(paths, str) or not paths:
+            raise NemoValueError(
+                f"heads[{class_name!r}] of the architecture {model_type!r} must be a tuple of paths, got {paths!r}."
+            )
+    if not (architecture.attention or architecture.feed_forward or architecture.chains):
+        raise NemoValueError(
+            f"The architecture {model_type!r} describes no layers: give `attention`, `feed_forward` or `chains`."
+        )
+    if (architecture.attention or architecture.feed_forward) and not architecture.blocks:
+        raise NemoValueError(
+            f"The architecture {model_type!r} describes the layers of blocks but not where the blocks are: give "
+            '`blocks`, such as "encoder.layers.*".'
+        )
+    for chain in architecture.chains:
+        if not isinstance(chain, Chain) or not chain.steps:
+            raise NemoValueError(f"A chain of the architecture {model_type!r} has no steps: {chain!r}.")
+
+
 def resolve_architecture(model: nn.Module) -> Architecture:
     """
-    The entry of a model's family, checked against the model.
+    The entry of a model's family.
 
     Raises:
-        [`~nemo_hf.errors.UnsupportedModelError`]: if the model is wrapped, of an unknown family, of a class without a
-            classification head, or does not have the layers that its entry names.
+        [`~nemo_hf.errors.UnsupportedModelError`]: if the model is wrapped, of an unknown family, or of a class without
+            a classification head.
     """
     if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
         raise UnsupportedModelError(
@@ -154,6 +270,8 @@ def resolve_architecture(model: nn.Module) -> Architecture:
     model_type, class_name = model.config.model_type, type(model).__name__
     if model_type.startswith(slim.MODEL_TYPE_PREFIX):
         raise UnsupportedModelError(f"{class_name} is a module already. Masks and further cuts start from its parent.")
+    if model_type in UNSUPPORTED:
+        raise UnsupportedModelError(f"Models of type {model_type!r} cannot be supported: {UNSUPPORTED[model_type]}.")
     if model_type not in ARCHITECTURES:
         near = difflib.get_close_matches(model_type, ARCHITECTURES, n=2, cutoff=0.5)
         raise UnsupportedModelError(
@@ -167,120 +285,267 @@ def resolve_architecture(model: nn.Module) -> Architecture:
             f"{class_name} has no classification head that can be cut. Supported classes of {model_type!r}: "
             f"{', '.join(architecture.heads)}."
         )
-    _validate(architecture, model)
     return architecture
 
 
-def maskable_layers(architecture: Architecture, model: nn.Module) -> Iterator[MaskableLayer]:
-    """The maskable layers of a model in forward order."""
-    for block in range(len(model.get_submodule(architecture.blocks))):
-        for role, path in architecture.roles().items():
-            yield MaskableLayer(f"{architecture.blocks}.{block}.{path}", block, role)
+def resolve_parts(model: PreTrainedModel) -> list[tuple[int, Part]]:
+    """
+    The parts of a model with the number of their block, in forward order; all paths are those of the model.
+
+    Raises:
+        [`~nemo_hf.errors.UnsupportedModelError`]: if the model has no entry, or does not have what its entry names.
+    """
+    return _Resolver(resolve_architecture(model), model).parts()
 
 
-def _validate(architecture: Architecture, model: PreTrainedModel) -> None:
-    """Compare an entry with a model: every path and attribute is there and of the right kind."""
-    layers = dict(model.named_modules())
-    if not isinstance(layers.get(architecture.blocks), nn.ModuleList):
-        raise _mismatch(architecture, "blocks", architecture.blocks, layers.get(architecture.blocks))
-    for path in architecture.heads[type(model).__name__]:
-        if not isinstance(layers.get(path), nn.Linear):
-            raise _mismatch(architecture, "heads", path, layers.get(path))
-    for layer in maskable_layers(architecture, model):
-        found = layers.get(layer.name)
-        if not isinstance(found, nn.Linear):
-            raise _mismatch(architecture, layer.role, layer.name, found)
-    attention = architecture.attention
-    for block in range(len(layers[architecture.blocks])):
-        owner = layers.get(f"{architecture.blocks}.{block}.{attention.layer}")
-        for name in attention.num_heads + attention.head_size + attention.all_head_size:
-            if not isinstance(getattr(owner, name, None), int):
-                raise _mismatch(
-                    architecture, "attention", f"{architecture.blocks}.{block}.{attention.layer}.{name}", owner
-                )
-        if f"{architecture.blocks}.{block}.{architecture.feed_forward.activation}" not in layers:
-            raise _mismatch(architecture, "activation", architecture.feed_forward.activation, None)
+def maskable_layers(model: PreTrainedModel) -> list[MaskableLayer]:
+    """The layers that the table names, in forward order: the maskable ones, and with a `reason` those that are not."""
+    layers = {}
+    for block, part in resolve_parts(model):
+        find = {Attention: _attention_layers, FeedForward: _feed_forward_layers, Chain: _chain_layers}[type(part)]
+        for layer in find(model, block, part):
+            layers.setdefault(layer.name, layer)
+    return list(layers.values())
 
 
-def _mismatch(architecture: Architecture, field: str, path: str, found: object) -> UnsupportedModelError:
-    there = "nothing" if found is None else type(found).__name__
-    return UnsupportedModelError(
-        f"The architecture entry {architecture.model_type!r} does not fit this model: field {field!r} names {path!r}, "
-        f"where there is {there}. Quantised layers and adapters are not plain linear layers: mask the model before "
-        "wrapping it."
+def constant_at_zero(model: nn.Module, activation: str | None) -> float:
+    """The output of an element-wise activation for the input zero; 0 without one."""
+    if activation is None:
+        return 0.0
+    with torch.no_grad():
+        return model.get_submodule(activation)(torch.zeros(1)).item()
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether a convolution computes every channel from the one channel of the same number."""
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels > 1
+
+
+def is_grouped(layer: nn.Module) -> bool:
+    """Whether a convolution has groups of channels, other than a depthwise one."""
+    return isinstance(layer, nn.Conv2d) and layer.groups > 1 and not is_depthwise(layer)
+
+
+def _attention_layers(model: nn.Module, block: int, part: Attention) -> Iterator[MaskableLayer]:
+    normalised = (
+        f"{type(model.get_submodule(part.unit_norms[0])).__name__} normalises the units of each head, so that single "
+        "ones cannot be removed"
+        if part.unit_norms
+        else None
     )
+    for path in (part.query, part.key, part.value):
+        reason = normalised if path != part.value else None
+        yield MaskableLayer(path, block, "attention", windowed=part.windowed, reason=reason)
+    yield MaskableLayer(part.output, block, "attention", windowed=part.windowed)
 
 
-_VIT_ATTENTION = Attention(
-    layer="attention",
-    query="attention.q_proj",
-    key="attention.k_proj",
-    value="attention.v_proj",
-    output="attention.o_proj",
-    num_heads=("num_attention_heads",),
-    head_size=("head_dim",),
-)
-_VIT_FEED_FORWARD = FeedForward(up="mlp.fc1", activation="mlp.activation_fn", down="mlp.fc2")
-_BERT_ATTENTION = Attention(
-    layer="attention.self",
-    query="attention.self.query",
-    key="attention.self.key",
-    value="attention.self.value",
-    output="attention.output.dense",
-    num_heads=("num_attention_heads",),
-    head_size=("attention_head_size",),
-    all_head_size=("all_head_size",),
-)
-_BERT_FEED_FORWARD = FeedForward(
-    up="intermediate.dense", activation="intermediate.intermediate_act_fn", down="output.dense"
-)
+def _feed_forward_layers(model: nn.Module, block: int, part: FeedForward) -> Iterator[MaskableLayer]:
+    reason = None
+    if part.gate is None and model.get_submodule(part.down).bias is None:
+        if part.depthwise is not None or constant_at_zero(model, part.activation) != 0:
+            reason = f"what a removed unit leaves behind the activation needs a bias of {part.down}"
+    for path in (part.gate, part.up):
+        if path is not None:
+            yield MaskableLayer(path, block, "ffn", reason=reason)
+    yield MaskableLayer(part.down, block, "ffn")
 
-for _entry in (
-    Architecture(
-        model_type="vit",
-        blocks="vit.layers",
-        attention=_VIT_ATTENTION,
-        feed_forward=_VIT_FEED_FORWARD,
-        heads={"ViTForImageClassification": ("classifier",)},
-    ),
-    Architecture(
-        model_type="deit",
-        blocks="deit.layers",
-        attention=_VIT_ATTENTION,
-        feed_forward=_VIT_FEED_FORWARD,
-        heads={
-            "DeiTForImageClassification": ("classifier",),
-            "DeiTForImageClassificationWithTeacher": ("cls_classifier", "distillation_classifier"),
-        },
-    ),
-    Architecture(
-        model_type="bert",
-        blocks="bert.encoder.layer",
-        attention=_BERT_ATTENTION,
-        feed_forward=_BERT_FEED_FORWARD,
-        heads={"BertForSequenceClassification": ("classifier",)},
-    ),
-    Architecture(
-        model_type="roberta",
-        blocks="roberta.encoder.layer",
-        attention=_BERT_ATTENTION,
-        feed_forward=_BERT_FEED_FORWARD,
-        heads={"RobertaForSequenceClassification": ("classifier.out_proj",)},
-    ),
-    Architecture(
-        model_type="distilbert",
-        blocks="distilbert.transformer.layer",
-        attention=Attention(
-            layer="attention",
-            query="attention.q_lin",
-            key="attention.k_lin",
-            value="attention.v_lin",
-            output="attention.out_lin",
-            num_heads=("n_heads",),
-            head_size=("attention_head_size",),
-        ),
-        feed_forward=FeedForward(up="ffn.lin1", activation="ffn.activation", down="ffn.lin2"),
-        heads={"DistilBertForSequenceClassification": ("classifier",)},
-    ),
-):
-    register_architecture(_entry)
+
+def _chain_layers(model: nn.Module, block: int, part: Chain) -> Iterator[MaskableLayer]:
+    layers = [model.get_submodule(step.layer) for step in part.steps]
+    for i, (step, layer) in enumerate(zip(part.steps, layers, strict=True)):
+        following = layers[i + 1] if i + 1 < len(layers) else None
+        reason = None
+        if following is not None and is_depthwise(following):
+            reason = f"shares the gates of {part.steps[i + 1].layer}, which follows it channel by channel"
+        elif i == 0 and layer_groups(layer) > 1:
+            reason = "reads the residual stream in groups of channels, which keeps its width"
+        elif following is None and part.reader is None and layer_groups(layer) > 1:
+            reason = "writes to the residual stream in groups of channels"
+        elif (following is not None or part.reader) and constant_at_zero(model, step.activation) != 0:
+            name = type(model.get_submodule(step.activation)).__name__
+            reason = f"a closed channel is not zero behind {name}, whose output for zero is not zero"
+        yield MaskableLayer(
+            step.layer,
+            block + (0 if part.path else i),
+            "ffn" if isinstance(layer, nn.Linear) else "convolution",
+            norm=step.norm,
+            reason=reason,
+        )
+
+
+def layer_groups(layer: nn.Module) -> int:
+    """Groups of channels; 1 for a linear layer."""
+    return layer.groups if isinstance(layer, nn.Conv2d) else 1
+
+
+class _Resolver:
+    """Compares an entry with a model: every path and attribute is there and of the right kind."""
+
+    def __init__(self, architecture: Architecture, model: PreTrainedModel):
+        self.architecture = architecture
+        self.model = model
+        self.layers = dict(model.named_modules())
+        self.parameters = {name for name, _ in model.named_parameters()}
+
+    def parts(self) -> list[tuple[int, Part]]:
+        for path in self.architecture.heads[type(self.model).__name__]:
+            self._require("heads", path, nn.Linear)
+        found: list[tuple[int, Part]] = []
+        block = 0
+        if self.architecture.blocks:
+            for prefix in self._expand("blocks", self.architecture.blocks):
+                found.extend((block, part) for part in self._transformer_block(prefix))
+                block += 1
+        for path, chains in itertools.groupby(self.architecture.chains, key=lambda chain: chain.path):
+            chains = list(chains)
+            for prefix in self._expand("chains.path", path) if path else [""]:
+                resolved = [part for part in (self._chain(prefix, chain) for chain in chains) if part.steps]
+                found.extend((block, part) for part in resolved)
+                block += 1 if path else sum(len(part.steps) for part in resolved)
+        return found
+
+    def _transformer_block(self, prefix: str) -> Iterator[Part]:
+        if self.architecture.attention is not None:
+            yield self._attention(prefix, self.architecture.attention)
+        alternatives = self.architecture.feed_forward
+        if isinstance(alternatives, FeedForward):
+            alternatives = (alternatives,)
+        if alternatives:
+            there = [part for part in alternatives if f"{prefix}.{part.up}" in self.layers]
+            yield self._feed_forward(prefix, (there or alternatives)[0])
+
+    def _attention(self, prefix: str, part: Attention) -> Attention:
+        paths = {name: f"{prefix}.{getattr(part, name)}" for name in ("layer", "query", "key", "value", "output")}
+        norms = tuple(path for path in (f"{prefix}.{norm}" for norm in part.unit_norms) if path in self.layers)
+        biases = tuple(path for path in (f"{prefix}.{b}" for b in part.head_biases) if path in self.parameters)
+        shared = part.shared_head_bias if self.layers.get(part.shared_head_bias or "-") is not None else None
+        owner = self._require("attention.layer", paths["layer"], nn.Module)
+        for name in part.num_heads + part.head_size + part.all_head_size:
+            if not isinstance(getattr(owner, name, None), int):
+                raise self._mismatch("attention", f"{paths['layer']}.{name}", getattr(owner, name, None))
+        sizes = {}
+        for name in ("query", "key", "value", "output"):
+            layer = self._require(f"attention.{name}", paths[name], (nn.Linear, Conv1D))
+            sizes[name] = slim.layer_sizes(layer)
+        width, size = sizes["output"][0], getattr(owner, part.head_size[0])
+        fused = paths["query"] == paths["key"] == paths["value"]
+        if fused:
+            fits = sizes["query"][1] == 3 * width
+        else:
+            fits = sizes["query"][1] == width and sizes["key"][1] == sizes["value"][1]
+            fits = fits and width % sizes["key"][1] == 0 and sizes["key"][1] % size == 0
+        if not fits or width % size:
+            raise self._mismatch("attention", f"{paths['query']} (heads of {size} units)", owner)
+        return dataclasses.replace(part, **paths, unit_norms=norms, head_biases=biases, shared_head_bias=shared)
+
+    def _feed_forward(self, prefix: str, part: FeedForward) -> FeedForward:
+        paths = {
+            field.name: f"{prefix}.{getattr(part, field.name)}"
+            for field in dataclasses.fields(part)
+            if getattr(part, field.name) is not None
+        }
+        sizes = {}
+        for name in ("up", "gate", "down"):
+            if name in paths:
+                layer = self._require(f"feed_forward.{name}", paths[name], (nn.Linear, Conv1D))
+                sizes[name] = slim.layer_sizes(layer)
+        self._require("feed_forward.activation", paths["activation"], nn.Module)
+        if "depthwise" in paths and not is_depthwise(self._require("depthwise", paths["depthwise"], nn.Conv2d)):
+            raise self._mismatch("feed_forward.depthwise", paths["depthwise"], self.layers[paths["depthwise"]])
+        hidden = sizes["down"][0] * (2 if paths.get("gate") == paths["up"] else 1)
+        if any(sizes[name][1] != hidden for name in ("up", "gate") if name in sizes):
+            raise self._mismatch("feed_forward", f"{paths['up']} ({hidden} units)", self.layers[paths["up"]])
+        return dataclasses.replace(part, **paths)
+
+    def _chain(self, prefix: str, chain: Chain) -> Chain:
+        steps: list[Convolution] = []
+        for step in chain.steps:
+            steps.extend(self._steps(prefix, step))
+        reader = None if chain.reader is None else self._join(prefix, chain.reader)
+        if reader is not None:
+            self._require("chains.reader", reader, (nn.Linear, nn.Conv2d))
+        layers = [self.layers[step.layer] for step in steps]
+        channels = 0
+        for step, layer in zip(steps, layers, strict=True):
+            if channels and slim.layer_sizes(layer)[0] % channels:
+                raise self._mismatch("chains", f"{step.layer} (to read {channels} channels)", layer)
+            channels = slim.layer_sizes(layer)[1]
+        for (step, layer), following in zip(zip(steps, layers, strict=True), layers[1:], strict=False):
+            if is_grouped(layer) and layer_groups(following) > 1:
+                raise self._mismatch("chains", f"{step.layer} (followed by another grouped convolution)", layer)
+        return dataclasses.replace(chain, steps=tuple(steps), path=prefix, reader=reader)
+
+    def _steps(self, prefix: str, step: Convolution) -> Iterator[Convolution]:
+        """The layers that a step stands for: as many as its path has matches."""
+        found = [path for path in self._matches(self._join(prefix, step.layer)) if path in self.layers]
+        if not found and not step.optional:
+            raise self._mismatch("chains", self._join(prefix, step.layer), None)
+        for path in found:
+            # What a `*` stood for in the path of the layer, it stands for in the others.
+            pattern = self._join(prefix, step.layer).split(".")
+            stars = [piece for piece, star in zip(path.split("."), pattern, strict=True) if star == "*"]
+            others = {
+                name: self._filled(prefix, getattr(step, name), stars)
+                for name in ("norm", "activation")
+                if getattr(step, name) is not None
+            }
+            self._require("chains.layer", path, (nn.Conv2d, nn.Linear))
+            if "norm" in others:
+                norm = self._require("chains.norm", others["norm"], nn.BatchNorm2d)
+                is_linear = isinstance(self.layers[path], nn.Linear)
+                if is_linear or norm.weight is None or norm.num_features != slim.layer_sizes(self.layers[path])[1]:
+                    raise self._mismatch("chains.norm", others["norm"], norm)
+            if self.layers.get(others.get("activation", "-")) is None:
+                others["activation"] = None
+            excite = step.squeeze_excite
+            if excite is not None:
+                excite = tuple(self._filled(prefix, part, stars) for part in excite)
+                if not any(name in self.layers for name in excite):
+                    excite = None
+                for name in excite or ():
+                    self._require("chains.squeeze_excite", name, (nn.Conv2d, nn.Linear))
+            yield dataclasses.replace(step, layer=path, squeeze_excite=excite, **others)
+
+    def _expand(self, field: str, pattern: str) -> list[str]:
+        found = self._matches(pattern)
+        if not found:
+            raise self._mismatch(field, pattern, self.layers.get(pattern.partition(".*")[0]))
+        return found
+
+    def _matches(self, pattern: str) -> list[str]:
+        """The paths in the model that fit a pattern in which `*` stands for every child."""
+        found = [""]
+        for piece in pattern.split("."):
+            step = []
+            for prefix in found:
+                names = [name for name, _ in self.layers[prefix].named_children()] if piece == "*" else [piece]
+                step.extend(self._join(prefix, name) for name in names)
+            found = [path for path in step if path in self.layers]
+        return found
+
+    def _filled(self, prefix: str, pattern: str, stars: list[str]) -> str:
+        values = iter(stars)
+        pieces = [next(values, "*") if piece == "*" else piece for piece in pattern.split(".")]
+        return self._join(prefix, ".".join(pieces))
+
+    @staticmethod
+    def _join(prefix: str, path: str) -> str:
+        return f"{prefix}.{path}" if prefix else path
+
+    def _require(self, field: str, path: str, kinds: type | tuple[type, ...]) -> nn.Module:
+        """The layer at a path, which must be of one of the kinds and compute what this kind computes."""
+        layer = self.layers.get(path)
+        kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+        kind = next((kind for kind in kinds if isinstance(layer, kind)), None)
+        plain = kind is nn.Module or type(layer).forward is getattr(kind, "forward", None)
+        if kind is None or not (plain or hasattr(layer, "mask_state")):
+            raise self._mismatch(field, path, layer)
+        return layer
+
+    def _mismatch(self, field: str, path: str, found: object) -> UnsupportedModelError:
+        there = "nothing" if found is None else type(found).__name__
+        return UnsupportedModelError(
+            f"The architecture entry {self.architecture.model_type!r} does not fit this model: field {field!r} names "
+            f"{path!r}, where there is {there}. Quantised layers and adapters are not plain layers: mask the model "
+            "before wrapping it."
+        )

@@ -1,18 +1,21 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
-"""Masked layers: a linear layer, a generator of one gate per sample and neuron, and what all of them share."""
+"""Masked layers: linear layers and convolutions with a generator of one gate per sample and neuron."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .errors import NemoRuntimeError, NemoValueError
 
 
-PAPER_WIDTH_LIMIT = 3072  # up to here the paper's generators are as wide as the layer, from here half as wide
+# Up to here the paper's generators are as wide as the layer, above half as wide.
+PAPER_WIDTH_LIMIT = {"linear": 3072, "convolution": 127}
 OPEN_BIAS = 3.0  # tanh(3) = 0.995
 OPEN_NOISE = 0.1
 
@@ -33,6 +36,8 @@ class MaskState:
     def __init__(self, mask_position: int | None):
         self.mask_position = mask_position
         self.token_weights: torch.Tensor | None = None  # (batch_size, 1, sequence_length), each row sums to one
+        self.batch_size = 0
+        self.on_the_way: dict[str, torch.Tensor] = {}  # gates of convolutions that wait for the norm behind them
         self.recorded: dict[str, torch.Tensor] | None = None
         self.held: dict[str, torch.Tensor] | None = None
 
@@ -47,13 +52,22 @@ class MaskState:
                 f"got shape {tuple(mask.shape)}."
             )
         self.token_weights = None if mask is None else (mask / mask.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(1)
+        self.batch_size = _batch_size((*args, *kwargs.values()))
+        self.on_the_way.clear()
         if self.recorded is not None:
             self.recorded.clear()
 
-    def token_mean(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The mean over real tokens: `(batch_size, tokens, features)` → `(batch_size, features)`."""
+    def token_mean(self, inputs: torch.Tensor, windowed: bool = False) -> torch.Tensor:
+        """
+        The mean over real tokens: `(batch_size, tokens, features)` → `(batch_size, features)`. Tokens may lie on a
+        grid; with `windowed` the inputs are the windows of all samples, `(batch_size * windows, tokens, features)`.
+        """
         if inputs.dim() == 2:
             return inputs
+        if windowed:
+            inputs = inputs.reshape(self.batch_size, -1, inputs.shape[-1])
+        if inputs.dim() > 3:
+            inputs = inputs.flatten(1, -2)
         if self.token_weights is None:
             return inputs.mean(1)
         if self.token_weights.shape[-1] != inputs.shape[1]:
@@ -67,7 +81,16 @@ class MaskState:
     def record(self, name: str, gates: torch.Tensor) -> None:
         """Keep the gates of a layer if somebody asked for them with `record_masks`."""
         if self.recorded is not None:
+            if name in self.recorded:
+                raise NemoRuntimeError(
+                    f"The forward pass calls {name} twice, so that its neurons have two gates for one sample. Exclude "
+                    "it with `target_modules`."
+                )
             self.recorded[name] = gates
+
+
+def _batch_size(inputs: Iterable[Any]) -> int:
+    return next((value.shape[0] for value in inputs if torch.is_tensor(value) and value.dim()), 0)
 
 
 class _StraightThroughStep(torch.autograd.Function):
@@ -95,6 +118,8 @@ class MaskGenerator(nn.Module):
         hidden_size (`int` or `None`): width between the two; `None` takes the paper's.
         init (`"open"` or `"paper"`): see [`~nemo_hf.ModularConfig`].
         gate (`"soft"` or `"hard"`): see [`~nemo_hf.ModularConfig`].
+        kind (`"linear"` or `"convolution"`): of the layer; the paper's generators of convolutions are half as wide
+            from 128 gates up and have no first bias.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, num_neurons)` with values in [0, 1], for an input of shape
@@ -108,13 +133,15 @@ class MaskGenerator(nn.Module):
         hidden_size: int | None,
         init: Literal["open", "paper"],
         gate: Literal["soft", "hard"],
+        kind: Literal["linear", "convolution"] = "linear",
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
         if hidden_size is None:
-            hidden_size = num_neurons if num_neurons <= PAPER_WIDTH_LIMIT else num_neurons // 2
-        self.reduce = nn.Linear(in_features, hidden_size, device=device, dtype=dtype)
+            hidden_size = num_neurons if num_neurons <= PAPER_WIDTH_LIMIT[kind] else num_neurons // 2
+        reduce_bias = not (kind == "convolution" and init == "paper")
+        self.reduce = nn.Linear(in_features, hidden_size, bias=reduce_bias, device=device, dtype=dtype)
         self.expand = nn.Linear(hidden_size, num_neurons, device=device, dtype=dtype)
         self.gate = gate
         self.reset_parameters(init)
@@ -125,7 +152,8 @@ class MaskGenerator(nn.Module):
         nn.init.kaiming_normal_(self.reduce.weight, nonlinearity="relu")
         if init == "paper":
             nn.init.kaiming_normal_(self.expand.weight, nonlinearity="relu")
-            nn.init.ones_(self.reduce.bias)
+            if self.reduce.bias is not None:
+                nn.init.ones_(self.reduce.bias)
             nn.init.ones_(self.expand.bias)
         else:
             nn.init.zeros_(self.reduce.bias)
@@ -139,45 +167,122 @@ class MaskGenerator(nn.Module):
         return torch.relu(torch.tanh(logits))
 
 
-class MaskedLinear(nn.Linear):
+class MaskedLayer(nn.Module):
     """
-    A linear layer whose outputs are multiplied by gates, bias included: `y = (x Wᵀ + b) ⊙ m`.
-
-    It takes over the parameters of the layer that it replaces, under their names; `mask_generator` comes on top.
+    What the masked layers share: each takes over the parameters of the layer that it replaces, under their names, and
+    multiplies its outputs, bias included, by gates: `y = layer(x) ⊙ m`. `mask_generator` comes on top.
 
     Args:
-        linear (`nn.Linear`): the layer to replace.
+        layer (`nn.Module`): the layer to replace.
         name (`str`): its name in the model, the key under which its gates are recorded.
         state ([`MaskState`]): shared by the masked layers of the model.
         mask_generator ([`MaskGenerator`]): computes the gates.
     """
 
-    def __init__(self, linear: nn.Linear, name: str, state: MaskState, mask_generator: MaskGenerator):
+    def __init__(self, layer: nn.Module, name: str, state: MaskState, mask_generator: MaskGenerator):
         nn.Module.__init__(self)
-        _take_over(self, linear)
+        _take_over(self, layer)
+        self.plain_class = type(layer)
         self.mask_generator = mask_generator
         self.layer_name = name
         self.mask_state = state
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def gates(self, mean_inputs: torch.Tensor) -> torch.Tensor:
+        """The gates of a batch, `(batch_size, num_neurons)`, or those that are held constant, `(num_neurons,)`."""
         state = self.mask_state
-        outputs = nn.functional.linear(inputs, self.weight, self.bias)
         if state.held is not None:
-            return outputs * state.held[self.layer_name]
-        gates = self.mask_generator(state.token_mean(inputs))
+            return state.held[self.layer_name]
+        gates = self.mask_generator(mean_inputs)
         state.record(self.layer_name, gates)
-        return outputs * (gates if inputs.dim() == 2 else gates.unsqueeze(1))
+        return gates
 
-    def unmasked(self) -> nn.Linear:
+    def unmasked(self) -> nn.Module:
         """The plain layer again, with the very same parameters."""
-        linear = nn.Linear.__new__(nn.Linear)
-        nn.Module.__init__(linear)
-        _take_over(linear, self)
-        return linear
+        return _plain_again(self, self.plain_class)
 
 
-def _take_over(target: nn.Linear, source: nn.Linear) -> None:
-    """Make `target` a linear layer around the parameters of `source`, without new ones being made and drawn."""
-    target.in_features, target.out_features = source.in_features, source.out_features
-    target.weight, target.bias = source.weight, source.bias
-    target.training = source.training
+class _MaskedTokenLayer(MaskedLayer):
+    """A masked layer whose neurons are the last dimension of its output."""
+
+    def __init__(self, *args: Any, windowed: bool = False):
+        super().__init__(*args)
+        self.windowed = windowed
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs = super().forward(inputs)
+        gates = self.gates(self.mask_state.token_mean(inputs, self.windowed))
+        if gates.dim() > 1:
+            if self.windowed:
+                gates = gates.repeat_interleave(inputs.shape[0] // gates.shape[0], dim=0)
+            gates = gates.view(gates.shape[0], *[1] * (outputs.dim() - 2), -1)
+        return outputs * gates
+
+
+class MaskedLinear(_MaskedTokenLayer, nn.Linear):
+    """A masked linear layer; see [`MaskedLayer`]. With `windowed`, its inputs are windows of the samples."""
+
+
+class MaskedConv1D(_MaskedTokenLayer, Conv1D):
+    """The same for the `Conv1D` of GPT-2, a linear layer with a transposed weight."""
+
+
+class MaskedConv2d(MaskedLayer, nn.Conv2d):
+    """
+    A masked convolution; see [`MaskedLayer`]. The gates are computed from the mean of its input over all positions.
+
+    Args:
+        norm (`str`, *optional*): the [`GatedBatchNorm2d`] behind it, whose output is multiplied instead.
+    """
+
+    def __init__(self, *args: Any, norm: str | None = None):
+        super().__init__(*args)
+        self.norm = norm
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs = super().forward(inputs)
+        gates = self.gates(inputs.mean((2, 3)))
+        if self.norm is not None:
+            self.mask_state.on_the_way[self.norm] = gates
+            return outputs
+        return outputs * gates[..., None, None]
+
+
+class GatedBatchNorm2d(nn.BatchNorm2d):
+    """
+    The batch norm behind a [`MaskedConv2d`]: its output is multiplied by the gates of the convolution.
+
+    Args:
+        norm (`nn.BatchNorm2d`): the norm to replace; its parameters are taken over under their names.
+        name (`str`): its name in the model.
+        state ([`MaskState`]): shared by the masked layers of the model.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d, name: str, state: MaskState):
+        nn.Module.__init__(self)
+        _take_over(self, norm)
+        self.plain_class = type(norm)
+        self.layer_name = name
+        self.mask_state = state
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs = super().forward(inputs)
+        return outputs * self.mask_state.on_the_way.pop(self.layer_name)[..., None, None]
+
+    def unmasked(self) -> nn.Module:
+        """The plain norm again, with the very same parameters."""
+        return _plain_again(self, self.plain_class)
+
+
+def _take_over(target: nn.Module, source: nn.Module) -> None:
+    """Give `target` the attributes, parameters, buffers and hooks of `source`, without new ones being drawn."""
+    for name, value in source.__dict__.items():
+        target.__dict__[name] = value.copy() if isinstance(value, dict | set) else value
+
+
+def _plain_again(layer: nn.Module, plain_class: type[nn.Module]) -> nn.Module:
+    plain = plain_class.__new__(plain_class)
+    _take_over(plain, layer)
+    plain._modules.pop("mask_generator", None)
+    for name in ("plain_class", "layer_name", "mask_state", "windowed", "norm"):
+        plain.__dict__.pop(name, None)
+    return plain

@@ -7,27 +7,27 @@ import contextlib
 import inspect
 import re
 from collections.abc import Iterator, Mapping
+from typing import Literal, overload
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from .architectures import MaskableLayer, maskable_layers, resolve_architecture
+from .architectures import MaskableLayer, maskable_layers
 from .config import MODULAR_KIND, ModularConfig
 from .errors import NemoRuntimeError, NemoValueError, UnsupportedModelError
-from .layers import MaskedLinear, MaskGenerator, MaskState
+from .layers import GatedBatchNorm2d, MaskedConv1D, MaskedConv2d, MaskedLayer, MaskedLinear, MaskGenerator, MaskState
+from .slim import layer_sizes
 
 
 logger = logging.get_logger(__name__)
 
-_ATTENTION_ROLES = ("query", "key", "value", "attention_output")
-_ROLE_GROUPS = {"all": (*_ATTENTION_ROLES, "up", "down"), "attention": _ATTENTION_ROLES, "ffn": ("up", "down")}
-
 
 def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> PreTrainedModel:
     """
-    Make a model modular, in place: its target layers get mask generators and become [`~nemo_hf.layers.MaskedLinear`].
+    Make a model modular, in place: its target layers get mask generators and become [`~nemo_hf.layers.MaskedLayer`]s.
 
     The model keeps its class, its `forward` signature and the names of its parameters; `config.nemo` describes the
     masks.
@@ -55,16 +55,16 @@ def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> 
     config = config or ModularConfig()
     if is_masked(model):
         raise NemoValueError("The model has masks already; call `remove_masks(model)` first to put on others.")
-    names = list_maskable_layers(model, config)
+    layers = _chosen_layers(model, config)
     if getattr(model.config, "chunk_size_feed_forward", 0):
         raise UnsupportedModelError(
             "The model splits sequences (`config.chunk_size_feed_forward`), but a gate needs whole ones. Set it to 0."
         )
-    for name in names:
-        if hasattr(model.get_submodule(name), "_hf_hook"):
+    for layer in layers:
+        if hasattr(model.get_submodule(layer.name), "_hf_hook"):
             raise UnsupportedModelError(
-                f"{name} is dispatched over devices. Load the model without `device_map`, put on the masks, then "
-                "dispatch it; a saved modular model loads with `AutoModularModel.from_pretrained(..., "
+                f"{layer.name} is dispatched over devices. Load the model without `device_map`, put on the masks, "
+                "then dispatch it; a saved modular model loads with `AutoModularModel.from_pretrained(..., "
                 "device_map=...)`."
             )
     if is_modular_checkpoint(model.config):
@@ -74,18 +74,8 @@ def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> 
         )
     forward_arguments = list(inspect.signature(model.forward).parameters)
     state = MaskState(forward_arguments.index("attention_mask") if "attention_mask" in forward_arguments else None)
-    for name in names:
-        linear = model.get_submodule(name)
-        generator = MaskGenerator(
-            linear.in_features,
-            linear.out_features,
-            config.generator_hidden_size,
-            config.generator_init,
-            config.gate,
-            device=linear.weight.device,
-            dtype=linear.weight.dtype,
-        )
-        _replace(model, name, MaskedLinear(linear, name, state, generator.train(linear.training)))
+    for layer in layers:
+        _mask_layer(model, layer, config, state)
     model.register_forward_pre_hook(state.before_forward, with_kwargs=True)
     model.config.nemo = config.to_dict()
     return model
@@ -109,13 +99,26 @@ def remove_masks(model: PreTrainedModel) -> PreTrainedModel:
         if getattr(hook, "__self__", None) is state:
             del model._forward_pre_hooks[key]
             model._forward_pre_hooks_with_kwargs.pop(key, None)
-    for name, layer in masked_layers(model).items():
-        _replace(model, name, layer.unmasked())
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, MaskedLayer | GatedBatchNorm2d):
+            _replace(model, name, layer.unmasked())
     del model.config.nemo
     return model
 
 
-def list_maskable_layers(model: PreTrainedModel, config: ModularConfig | None = None) -> list[str]:
+@overload
+def list_maskable_layers(model: PreTrainedModel, config: ModularConfig | None = None) -> list[str]: ...
+
+
+@overload
+def list_maskable_layers(
+    model: PreTrainedModel, config: ModularConfig | None = None, *, reasons: Literal[True]
+) -> dict[str, str | None]: ...
+
+
+def list_maskable_layers(
+    model: PreTrainedModel, config: ModularConfig | None = None, *, reasons: bool = False
+) -> list[str] | dict[str, str | None]:
     """
     The layers that [`apply_masks`] masks, or has masked, in forward order.
 
@@ -123,25 +126,60 @@ def list_maskable_layers(model: PreTrainedModel, config: ModularConfig | None = 
         model (`PreTrainedModel`): a plain or a modular model.
         config ([`ModularConfig`], *optional*): the selection. Defaults to that of the masks that the model has, or to
             `ModularConfig()`.
+        reasons (`bool`, *optional*, defaults to `False`): list every layer that the architecture table names, with
+            the reason why it is not masked.
 
     Returns:
-        `list[str]`: names as in `model.named_modules()`.
+        `list[str]`: names as in `model.named_modules()`; with `reasons` a `dict` from the name to the reason, `None`
+        for a layer that is masked.
 
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: if the config matches no layer.
+
+    Example:
+
+    ```python
+    >>> from transformers import ViTConfig, ViTForImageClassification
+    >>> from nemo_hf import list_maskable_layers
+    >>> model = ViTForImageClassification(ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4))
+    >>> list_maskable_layers(model)[0], list_maskable_layers(model, reasons=True)["vit.layers.0.mlp.fc1"]
+    ('vit.layers.1.attention.q_proj', 'in one of the first 1 blocks, which skip_first_blocks leaves out')
+    ```
     """
-    architecture = resolve_architecture(model)
     if config is None:
         config = modular_config(model) if is_masked(model) else ModularConfig()
-    layers = list(maskable_layers(architecture, model))
+    chosen = {layer.name for layer in _chosen_layers(model, config)}
+    if not reasons:
+        return [layer.name for layer in maskable_layers(model) if layer.name in chosen]
+    return {layer.name: None if layer.name in chosen else _reason(layer, config) for layer in maskable_layers(model)}
+
+
+def _reason(layer: MaskableLayer, config: ModularConfig) -> str:
+    if layer.reason is not None:
+        return layer.reason
+    if not _matches(layer, config.target_modules):
+        return f"not among target_modules={config.target_modules!r}"
+    return f"in one of the first {config.skip_first_blocks} blocks, which skip_first_blocks leaves out"
+
+
+def _chosen_layers(model: PreTrainedModel, config: ModularConfig) -> list[MaskableLayer]:
+    """The layers that a config selects, in forward order."""
+    named = maskable_layers(model)
+    layers = [layer for layer in named if layer.reason is None]
     matching = [layer for layer in layers if _matches(layer, config.target_modules)]
     if not matching:
+        excluded = [layer for layer in named if layer.reason and _matches(layer, config.target_modules)]
+        last_block = [layer.name for layer in layers if layer.block == layers[-1].block]
         raise NemoValueError(
-            f"target_modules={config.target_modules!r} matches no maskable layer. Maskable are, in each block: "
-            f"{', '.join(architecture.roles().values())}; the first is {layers[0].name if layers else 'none'}. "
-            "A suffix of names goes into a list."
+            f"target_modules={config.target_modules!r} matches no maskable layer. "
+            + (
+                f"{excluded[0].name} cannot be cut: {excluded[0].reason}."
+                if excluded
+                else f"Maskable are {', '.join(last_block)} and those of the other blocks. A suffix of names goes "
+                "into a list."
+            )
         )
-    chosen = [layer.name for layer in matching if layer.block >= config.skip_first_blocks]
+    chosen = [layer for layer in matching if layer.block >= config.skip_first_blocks]
     if not chosen:
         raise NemoValueError(
             f"skip_first_blocks={config.skip_first_blocks} excludes every layer that "
@@ -152,12 +190,12 @@ def list_maskable_layers(model: PreTrainedModel, config: ModularConfig | None = 
 
 def is_masked(model: nn.Module) -> bool:
     """Whether a model carries masks."""
-    return any(isinstance(layer, MaskedLinear) for layer in model.modules())
+    return any(isinstance(layer, MaskedLayer) for layer in model.modules())
 
 
-def masked_layers(model: nn.Module) -> dict[str, MaskedLinear]:
+def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
     """The masked layers of a model by name, in forward order."""
-    return {layer.layer_name: layer for layer in model.modules() if isinstance(layer, MaskedLinear)}
+    return {layer.layer_name: layer for layer in model.modules() if isinstance(layer, MaskedLayer)}
 
 
 def mask_state(model: nn.Module) -> MaskState:
@@ -168,7 +206,7 @@ def mask_state(model: nn.Module) -> MaskState:
         [`~nemo_hf.errors.NemoValueError`]: if the model has no masks.
     """
     for layer in model.modules():
-        if isinstance(layer, MaskedLinear):
+        if isinstance(layer, MaskedLayer):
             return layer.mask_state
     raise NemoValueError(f"This {type(model).__name__} has no masks. Put them on with `apply_masks(model, config)`.")
 
@@ -237,8 +275,9 @@ def hold_gates(model: nn.Module, gates: Mapping[str, torch.Tensor]) -> Iterator[
     """
     state = mask_state(model)
     for name, layer in masked_layers(model).items():
-        if name not in gates or gates[name].shape != (layer.out_features,):
-            raise NemoValueError(f"hold_gates needs a tensor of shape ({layer.out_features},) for {name}.")
+        neurons = layer_sizes(layer)[1]
+        if name not in gates or gates[name].shape != (neurons,):
+            raise NemoValueError(f"hold_gates needs a tensor of shape ({neurons},) for {name}.")
     parameters = next(model.parameters())
     state.held = {name: value.to(parameters.device, parameters.dtype) for name, value in gates.items()}
     try:
@@ -250,9 +289,32 @@ def hold_gates(model: nn.Module, gates: Mapping[str, torch.Tensor]) -> Iterator[
 def _matches(layer: MaskableLayer, targets: str | list[str]) -> bool:
     if isinstance(targets, list):
         return any(layer.name == target or layer.name.endswith(f".{target}") for target in targets)
-    if targets in _ROLE_GROUPS:
-        return layer.role in _ROLE_GROUPS[targets]
+    if targets in ("all", "attention", "ffn"):
+        return targets in ("all", layer.group)
     return re.fullmatch(targets, layer.name) is not None
+
+
+def _mask_layer(model: nn.Module, layer: MaskableLayer, config: ModularConfig, state: MaskState) -> None:
+    """Replace one layer, and the norm behind it where that is what the gates multiply."""
+    plain = model.get_submodule(layer.name)
+    is_convolution = isinstance(plain, nn.Conv2d)
+    generator = MaskGenerator(
+        *layer_sizes(plain),
+        config.generator_hidden_size,
+        config.generator_init,
+        config.gate,
+        "convolution" if is_convolution else "linear",
+        device=plain.weight.device,
+        dtype=plain.weight.dtype,
+    ).train(plain.training)
+    if is_convolution:
+        masked = MaskedConv2d(plain, layer.name, state, generator, norm=layer.norm)
+    else:
+        masked_class = MaskedConv1D if isinstance(plain, Conv1D) else MaskedLinear
+        masked = masked_class(plain, layer.name, state, generator, windowed=layer.windowed)
+    _replace(model, layer.name, masked)
+    if layer.norm is not None:
+        _replace(model, layer.norm, GatedBatchNorm2d(model.get_submodule(layer.norm), layer.norm, state))
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
-"""Pure functions that cut the tensors of linear layers: rows, columns, padded heads, folded constants."""
+"""Pure functions that cut the tensors of layers: rows, columns, groups, padded heads, folded constants."""
 
 from __future__ import annotations
 
@@ -29,12 +29,33 @@ def take_rows(tensor: torch.Tensor, index: torch.Tensor, gates: torch.Tensor | N
 
 def take_columns(weight: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """
-    Input features of a weight of shape `(out_features, in_features)`; [`PADDING`] gives a zero column.
+    Inputs of a weight of shape `(outputs, inputs, ...)`; [`PADDING`] gives a zero input.
 
     Returns:
-        `torch.Tensor` of shape `(out_features, kept)`.
+        `torch.Tensor` of shape `(outputs, kept, ...)`.
     """
-    return take_rows(weight.T, index).T.contiguous()
+    return take_rows(weight.transpose(0, 1), index).transpose(0, 1).contiguous()
+
+
+def take_groups(weight: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """
+    Outputs and inputs of a grouped convolution.
+
+    Args:
+        weight (`torch.Tensor` of shape `(outputs, inputs_per_group, height, width)`): the weight.
+        rows (`torch.Tensor` of shape `(groups, kept_outputs)`): channels of the output, all of one group in one row,
+            or [`PADDING`].
+        columns (`torch.Tensor` of shape `(groups, kept_inputs)`): the same for the input.
+
+    Returns:
+        `torch.Tensor` of shape `(groups * kept_outputs, kept_inputs, height, width)`.
+    """
+    inputs_per_group = weight.shape[1]
+    taken = []
+    for group_rows, group_columns in zip(rows, columns, strict=True):
+        local = torch.where(group_columns == PADDING, PADDING, group_columns % inputs_per_group)
+        taken.append(take_columns(take_rows(weight, group_rows), local))
+    return torch.cat(taken)
 
 
 def padded_heads(keep: torch.Tensor, heads: torch.Tensor, size: int) -> torch.Tensor:
@@ -57,21 +78,21 @@ def padded_heads(keep: torch.Tensor, heads: torch.Tensor, size: int) -> torch.Te
 
 
 def folded_bias(
-    weight: torch.Tensor, bias: torch.Tensor | None, dropped: torch.Tensor, constant: float
+    weight: torch.Tensor, bias: torch.Tensor | None, dropped: torch.Tensor, constants: torch.Tensor
 ) -> torch.Tensor | None:
     """
-    The bias of a layer whose dropped inputs had a constant value: what they contributed moves into the bias.
+    The bias of a layer whose dropped inputs had constant values: what they contributed moves into the bias.
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`): the uncut weight.
         bias (`torch.Tensor` of shape `(out_features,)`, *optional*): its bias.
         dropped (`torch.Tensor` of shape `(in_features,)`): booleans.
-        constant (`float`): the value of the dropped inputs.
+        constants (`torch.Tensor` of shape `(in_features,)`): the values of the inputs where they are dropped.
 
     Returns:
-        `torch.Tensor` of shape `(out_features,)`, or `None` where there was no bias and the constant is zero.
+        `torch.Tensor` of shape `(out_features,)`, or `None` where there was no bias and no constant.
     """
-    if constant == 0 or not dropped.any():
+    values = torch.where(dropped.to(weight.device), constants.to(weight.device, weight.dtype), 0)
+    if not values.any():
         return bias
-    contribution = constant * weight[:, dropped.to(weight.device)].sum(1)
-    return contribution if bias is None else bias + contribution
+    return weight @ values + (0 if bias is None else bias)

@@ -16,20 +16,43 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
+    AutoModelForAudioClassification,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.pytorch_utils import Conv1D
 
 
 FORMAT_VERSION = 1
 MODEL_TYPE_PREFIX = "nemo_"
-AUTO_CLASSES = (AutoModelForImageClassification, AutoModelForSequenceClassification)
+AUTO_CLASSES = (AutoModelForImageClassification, AutoModelForSequenceClassification, AutoModelForAudioClassification)
 
 
-class ScatterLinear(nn.Module):
+class _Scatter(nn.Module):
+    """A layer that computes some channels of a wider output and leaves the others zero."""
+
+    dim: int
+
+    def __init__(self, channels: int, width: int, device: torch.device):
+        super().__init__()
+        self.width = width
+        # Positions of the kept channels in the output, in the checkpoint.
+        self.register_buffer("index", torch.arange(channels, device=device))
+
+    def scatter(self, kept: torch.Tensor) -> torch.Tensor:
+        shape = list(kept.shape)
+        shape[self.dim] = self.width
+        return kept.new_zeros(shape).index_copy(self.dim, self.index, kept)
+
+    def extra_repr(self) -> str:
+        return f"width={self.width}"
+
+
+class ScatterLinear(_Scatter):
     """
     A linear layer that computes some units of a wider output and leaves the others zero.
 
@@ -37,26 +60,63 @@ class ScatterLinear(nn.Module):
     are gone. The computation sits in the ordinary `linear` inside, which adapters such as LoRA can target.
 
     Args:
-        linear (`nn.Linear`): computes the kept units.
+        linear (`nn.Linear` or `Conv1D`): computes the kept units.
         width (`int`): number of units of the output.
 
     Returns:
         `torch.Tensor` of shape `(..., width)` for an input of shape `(..., in_features)`.
     """
 
-    def __init__(self, linear: nn.Linear, width: int):
-        super().__init__()
+    dim = -1
+
+    def __init__(self, linear: nn.Module, width: int):
+        super().__init__(layer_sizes(linear)[1], width, linear.weight.device)
         self.linear = linear
-        self.width = width
-        index = torch.arange(linear.out_features, device=linear.weight.device)
-        self.register_buffer("index", index)  # positions of the kept units in the output, in the checkpoint
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        kept = self.linear(hidden_states)
-        return kept.new_zeros(*kept.shape[:-1], self.width).index_copy(-1, self.index, kept)
+        return self.scatter(self.linear(hidden_states))
 
-    def extra_repr(self) -> str:
-        return f"width={self.width}"
+
+class ScatterChannels(_Scatter):
+    """
+    The same for channels: the last convolution of a residual branch, or the norm behind it, at the ends of which the
+    stream keeps its width.
+
+    Args:
+        layer (`nn.Conv2d` or `nn.BatchNorm2d`): computes the kept channels.
+        width (`int`): number of channels of the output.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, width, height, width)`.
+    """
+
+    dim = 1
+
+    def __init__(self, layer: nn.Module, width: int):
+        super().__init__(layer_sizes(layer)[1], width, layer.weight.device)
+        self.layer = layer
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.scatter(self.layer(hidden_states))
+
+
+def layer_sizes(layer: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs (features or channels) of a linear layer, a `Conv1D`, a convolution or a batch norm."""
+    if isinstance(layer, Conv1D):
+        return layer.nx, layer.nf
+    if isinstance(layer, nn.Conv2d):
+        return layer.in_channels, layer.out_channels
+    if isinstance(layer, nn.BatchNorm2d):
+        return layer.num_features, layer.num_features
+    return layer.in_features, layer.out_features
+
+
+def select_rotary(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Forward pre-hook of an attention layer: the columns of cos and sin that belong to the kept pairs of units."""
+    cos, sin = kwargs["position_embeddings"]
+    index = layer.rotary_index
+    selected = (cos.index_select(-1, index), sin.index_select(-1, index))
+    return args, {**kwargs, "position_embeddings": selected}
 
 
 class SlimModelMixin:
@@ -91,40 +151,79 @@ def module_description(config: PreTrainedConfig) -> dict[str, Any]:
 
 def resize_layers(model: nn.Module, shapes: dict[str, Any]) -> None:
     """
-    Replace linear layers by new ones of the listed sizes, in place; the weights are loaded afterwards.
+    Replace layers by new ones of the listed sizes, in place; the weights are loaded afterwards.
 
     Args:
         model (`nn.Module`): a model with the sizes of the parent.
-        shapes (`dict`): `{"linear": {layer: [in_features, out_features]}, "scatter": [layer, ...],
-            "attributes": {sub-layer: {attribute: number}}}`. A layer under `"scatter"` keeps its output width.
+        shapes (`dict`): each entry may be missing.
+            `"layers"`: name → `[inputs, outputs]`, for a convolution `[inputs, outputs, groups]`, for a norm
+            `[channels]`. `"scatter"`: names of layers that keep the width of their output. `"attributes"`: sub-layer →
+            attribute → number. `"parameters"`: name → shape. `"rotary"`: attention sub-layer → size of its heads.
 
     Raises:
         `ValueError`: if a name or a size does not fit the model.
     """
     layers = dict(model.named_modules())
     scatter = set(shapes.get("scatter", ()))
-    for name, sizes in shapes.get("linear", {}).items():
+    for name, sizes in shapes.get("layers", {}).items():
         old = layers.get(name)
-        if not isinstance(old, nn.Linear) or not _are_sizes(sizes, limits=(old.in_features, old.out_features)):
-            raise ValueError(f"Damaged module: {name!r} cannot become a linear layer of sizes {sizes!r}.")
-        parent = layers[name.rpartition(".")[0]]
+        if not _are_sizes(sizes, old):
+            raise ValueError(f"Damaged module: {name!r} cannot become a layer of sizes {sizes!r}.")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Initializing zero-element tensors")  # an empty layer is meant
-            new = nn.Linear(*sizes, bias=old.bias is not None, device=old.weight.device, dtype=old.weight.dtype)
-        setattr(parent, name.rpartition(".")[2], ScatterLinear(new, old.out_features) if name in scatter else new)
+            new = _resized(old, sizes)
+        if name in scatter:
+            wrapper = ScatterChannels if isinstance(old, nn.Conv2d | nn.BatchNorm2d) else ScatterLinear
+            new = wrapper(new, layer_sizes(old)[1])
+        setattr(layers[name.rpartition(".")[0]], name.rpartition(".")[2], new)
     for name, attributes in shapes.get("attributes", {}).items():
         for attribute, value in attributes.items():
             owner = layers.get(name)
             if not isinstance(value, int | float) or not isinstance(getattr(owner, attribute, None), int | float):
                 raise ValueError(f"Damaged module: {name!r} has no number {attribute!r} to set to {value!r}.")
             setattr(owner, attribute, value)
+    for name, shape in shapes.get("parameters", {}).items():
+        owner, attribute = layers.get(name.rpartition(".")[0]), name.rpartition(".")[2]
+        old = getattr(owner, attribute, None)
+        if not isinstance(old, nn.Parameter) or not _fits(shape, list(old.shape)):
+            raise ValueError(f"Damaged module: {name!r} cannot become a parameter of shape {shape!r}.")
+        setattr(owner, attribute, nn.Parameter(old.new_zeros(shape)))
+    for name, size in shapes.get("rotary", {}).items():
+        if name not in layers or not isinstance(size, int) or size < 1:
+            raise ValueError(f"Damaged module: {name!r} cannot have rotary positions of size {size!r}.")
+        layers[name].register_buffer("rotary_index", torch.arange(size, device=next(model.parameters()).device))
+        layers[name].register_forward_pre_hook(select_rotary, with_kwargs=True)
 
 
-def _are_sizes(sizes: Any, limits: tuple[int, int]) -> bool:
-    """Whether `sizes` is a pair of integers from zero up to what the parent has; anything else is a damaged file."""
+def _resized(old: nn.Module, sizes: list[int]) -> nn.Module:
+    """A layer of the kind of `old` with other sizes."""
+    place = {"device": old.weight.device, "dtype": old.weight.dtype}
+    if isinstance(old, Conv1D):
+        return Conv1D(sizes[1], sizes[0]).to(**place)
+    if isinstance(old, nn.Conv2d):
+        names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+        options = {name: getattr(old, name) for name in names}
+        return nn.Conv2d(*sizes[:2], groups=sizes[2], bias=old.bias is not None, **options, **place)
+    if isinstance(old, nn.BatchNorm2d):
+        options = {"eps": old.eps, "momentum": old.momentum, "track_running_stats": old.track_running_stats}
+        return nn.BatchNorm2d(sizes[0], **options, **place)
+    return nn.Linear(*sizes, bias=old.bias is not None, **place)
+
+
+def _are_sizes(sizes: Any, layer: nn.Module | None) -> bool:
+    """Whether `sizes` are integers from zero up to what the layer of the parent has; anything else is damage."""
+    if isinstance(layer, nn.Conv2d):
+        limits = [layer.in_channels, layer.out_channels, layer.groups]
+        return _fits(sizes, limits) and sizes[2] > 0 and not sizes[0] % sizes[2] and not sizes[1] % sizes[2]
+    if isinstance(layer, nn.BatchNorm2d):
+        return _fits(sizes, [layer.num_features])
+    return isinstance(layer, nn.Linear | Conv1D) and _fits(sizes, list(layer_sizes(layer)))
+
+
+def _fits(sizes: Any, limits: list[int]) -> bool:
     return (
         isinstance(sizes, list | tuple)
-        and len(sizes) == 2
+        and len(sizes) == len(limits)
         and all(isinstance(size, int) and 0 <= size <= limit for size, limit in zip(sizes, limits, strict=True))
     )
 
@@ -157,6 +256,13 @@ def register_slim_classes(model_type: str) -> None:
     config_class = slim_config_class(base_config)
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     slim_classes: list[type] = [config_class]
+    if base_config in AutoModel._model_mapping:
+        base = AutoModel._model_mapping[base_config]
+        # Some classifiers make their body with `AutoModel`. It gets its sizes from the classifier around it.
+        if not isinstance(base, tuple):
+            body = type(f"Slim{base.__name__}Body", (base,), _namespace(base, config_class=config_class))
+            AutoModel.register(config_class, body, exist_ok=True)
+            slim_classes.append(body)
     for auto_class in AUTO_CLASSES:
         if base_config in auto_class._model_mapping:
             found = auto_class._model_mapping[base_config]

@@ -17,6 +17,7 @@ from .errors import CheckpointError, NemoValueError
 from .files import read_tensors, write_tensors
 from .masking import masked_layers, record_masks
 from .module_masks import ModuleMasks
+from .slim import layer_sizes
 
 
 STATISTICS_FILE = "neuron_statistics.safetensors"
@@ -222,7 +223,7 @@ def collect_statistics(
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: if the model has no masks or a batch no labels.
     """
-    layers = {name: layer.out_features for name, layer in masked_layers(model).items()}
+    layers = {name: layer_sizes(layer)[1] for name, layer in masked_layers(model).items()}
     if not layers:
         raise NemoValueError(f"This {type(model).__name__} has no masks. Train it with `ModularTrainer` first.")
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]

@@ -23,18 +23,23 @@ _DISTILBERT = {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64, "vocab_
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One model class with a tiny configuration."""
+    """One model class with a tiny configuration; `variant` tells apart several of one class."""
 
     model_class: type
     config_class: type
     options: dict[str, Any]
+    variant: str = ""
 
     def __str__(self):
-        return self.model_class.__name__
+        return f"{self.model_class.__name__}{'-' if self.variant else ''}{self.variant}"
 
     @property
     def is_image(self):
-        return "image_size" in self.options
+        return "ForImage" in self.model_class.__name__
+
+    @property
+    def is_decoder(self):
+        return "pad_token_id" in self.options
 
     @property
     def has_two_heads(self):
@@ -69,20 +74,66 @@ class Case:
             return {"pixel_values": torch.randn(4, 3, 16, 16, generator=generator)}
         lengths = torch.tensor(SEQUENCE_LENGTHS)[:, None]
         mask = (torch.arange(9)[None] < lengths).long()
+        pad = self.config_class(**self.options).pad_token_id
         tokens = torch.randint(3, 50, (4, 9), generator=generator)
-        return {"input_ids": torch.where(mask == 1, tokens, self.config_class().pad_token_id), "attention_mask": mask}
+        return {"input_ids": torch.where(mask == 1, tokens, pad), "attention_mask": mask}
+
+
+_CONVOLUTIONAL = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 2]}
+_DECODER = {**_TEXT, "num_key_value_heads": 2, "pad_token_id": 0}
+
+
+def _cases(*names, options, **variants):
+    """One case per class and variant."""
+    return [
+        Case(getattr(transformers, name), getattr(transformers, f"{config}Config"), {**options, **more}, variant)
+        for name, config in names
+        for variant, more in (variants or {"": {}}).items()
+    ]
+
+
+def _image(*families):
+    return [(f"{family}ForImageClassification", family) for family in families]
+
+
+def _text(*families):
+    return [(f"{family}ForSequenceClassification", family) for family in families]
 
 
 CASES = [
-    Case(transformers.ViTForImageClassification, transformers.ViTConfig, _IMAGE),
-    Case(transformers.DeiTForImageClassification, transformers.DeiTConfig, _IMAGE),
-    Case(transformers.DeiTForImageClassificationWithTeacher, transformers.DeiTConfig, _IMAGE),
-    Case(transformers.BertForSequenceClassification, transformers.BertConfig, _TEXT),
-    Case(transformers.RobertaForSequenceClassification, transformers.RobertaConfig, _TEXT),
-    Case(transformers.DistilBertForSequenceClassification, transformers.DistilBertConfig, _DISTILBERT),
+    *_cases(*_image("ViT", "DeiT"), options=_IMAGE),
+    *_cases(("DeiTForImageClassificationWithTeacher", "DeiT"), options=_IMAGE),
+    *_cases(*_text("Bert", "Roberta"), options=_TEXT),
+    *_cases(*_text("DistilBert"), options=_DISTILBERT),
+    *_cases(
+        *_image("Beit"),
+        options=_IMAGE,
+        bias={"use_relative_position_bias": True},
+        shared={"use_shared_relative_position_bias": True},
+    ),
+    *_cases(
+        *_image("Dinov2"),
+        options={**_IMAGE, "mlp_ratio": 2},
+        mlp={},
+        swiglu={"use_swiglu_ffn": True},
+    ),
+    *_cases(*_text("XLMRoberta", "Camembert", "Electra", "MPNet"), options=_TEXT),
+    *_cases(
+        *_text("ModernBert"),
+        options={**_TEXT, "pad_token_id": 0, "local_attention": 4, "global_attn_every_n_layers": 2},
+    ),
+    *_cases(*_text("Llama", "Qwen2", "Gemma"), options={**_DECODER, "head_dim": 8}),
+    *_cases(*_text("Qwen3"), options={**_DECODER, "head_dim": 8}),
+    *_cases(
+        *_text("GPT2"),
+        options={"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 50, "n_positions": 40, "pad_token_id": 0},
+    ),
+    *_cases(
+        *_image("ResNet", "RegNet"),
+        options=_CONVOLUTIONAL,
+        **{},
+    ),
 ]
-VIT, DEIT, DEIT_TEACHER, BERT = CASES[:4]
-TEXT_CASES = CASES[3:]
 over_models = pytest.mark.parametrize("case", CASES, ids=str)
 over_text_models = pytest.mark.parametrize("case", TEXT_CASES, ids=str)
 over_two_models = pytest.mark.parametrize("case", [VIT, BERT], ids=str)

@@ -1,0 +1,331 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""Cut the parts of a model: the tensors of a slim model and its shapes, from live layers and constant gates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .architectures import (
+    Attention,
+    Chain,
+    FeedForward,
+    constant_at_zero,
+    is_depthwise,
+    is_grouped,
+    resolve_parts,
+)
+from .slicing import PADDING, folded_bias, padded_heads, take_columns, take_groups, take_rows
+from .slim import layer_sizes
+
+
+def cut(
+    model: PreTrainedModel, held: Mapping[str, torch.Tensor], heads: Sequence[str], label_ids: Sequence[int]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """
+    Cut a model.
+
+    Args:
+        model (`PreTrainedModel`): the parent, which is not changed.
+        held (`Mapping[str, torch.Tensor]`): layer name → constant gates of shape `(num_neurons,)`, zero for removed
+            neurons. Layers that are missing keep all neurons.
+        heads (`Sequence[str]`): the linear layers whose rows are the labels.
+        label_ids (`Sequence[int]`): the rows to keep, in order.
+
+    Returns:
+        The state dict of the slim model, and the shapes with which [`~nemo_hf.slim.resize_layers`] makes room for it.
+    """
+    cutter = _Cutter(model, held)
+    for path in heads:
+        cutter.cut_head(path, torch.tensor(label_ids))
+    for _, part in resolve_parts(model):
+        if isinstance(part, Attention):
+            cutter.cut_attention(part)
+        elif isinstance(part, FeedForward):
+            cutter.cut_feed_forward(part)
+        else:
+            cutter.cut_chain(part)
+    return cutter.tensors, {kind: entries for kind, entries in cutter.shapes.items() if entries}
+
+
+class _Cutter:
+    """Reads the live layers of one model, writes sliced tensors and shapes."""
+
+    def __init__(self, model: PreTrainedModel, held: Mapping[str, torch.Tensor]):
+        self.model = model
+        self.held = held
+        self.heads: set[str] = set()
+        self.tensors = {name: tensor for name, tensor in model.state_dict().items() if ".mask_generator." not in name}
+        self.shapes: dict[str, Any] = {
+            "layers": {},
+            "scatter": [],
+            "attributes": {},
+            "parameters": {},
+            "rotary": {},
+        }
+
+    def gates(self, name: str) -> torch.Tensor:
+        """Constant gates of a layer; ones where it is not masked."""
+        return self.held.get(name, torch.ones(layer_sizes(self.model.get_submodule(name))[1]))
+
+    # ---- Attention ----
+
+    def cut_attention(self, part: Attention) -> None:
+        """
+        Units of q ∧ k and of v per head, all heads of the layer padded to one size, heads without v dropped.
+
+        With grouped-query attention "head" is a head of keys and values; the query heads that share it go with it.
+        """
+        owner = self.model.get_submodule(part.layer)
+        head_size: int = getattr(owner, part.head_size[0])
+        width = layer_sizes(self.model.get_submodule(part.output))[0]
+        gates = self._projection_gates(part, width)
+        num_groups = len(gates[1]) // head_size
+        per_group = width // len(gates[1])  # query heads that share one head of keys and values
+        query = (gates[0] > 0).view(num_groups, per_group, head_size)
+        key, value = ((gate > 0).view(num_groups, head_size) for gate in gates[1:])
+        groups = value.any(1).nonzero().flatten()
+        if part.shared_head_bias is not None:
+            groups = torch.arange(num_groups)
+        elif len(groups) == 0:
+            groups = torch.tensor([0])  # transformers' attention needs a head: zero units, whose output is zero
+        scores = self._score_units(part, query, key, groups)
+        size = max(1, int(scores[groups].sum(1).max()), int(value[groups].sum(1).max()))
+        if part.rotary:
+            size += size % 2
+        score_index = self._score_index(part, scores, groups, size)
+        value_index = padded_heads(value, groups, size)
+        query_index = _per_query_head(score_index, per_group, head_size, size)
+        scale = math.sqrt(size / head_size) if part.inline_scale else 1.0
+        self._write_projections(part, (query_index, score_index, value_index), (gates[0] * scale, *gates[1:]))
+        self._residual_write(part.output, _per_query_head(value_index, per_group, head_size, size))
+        num_heads = len(groups) * per_group
+        if (num_heads, size) != (num_groups * per_group, head_size):
+            attributes = dict.fromkeys(part.num_heads, num_heads) | dict.fromkeys(part.head_size, size)
+            self.shapes["attributes"][part.layer] = attributes | dict.fromkeys(part.all_head_size, num_heads * size)
+        heads = (groups[:, None] * per_group + torch.arange(per_group)).flatten()
+        for name in part.head_biases:
+            self.tensors[name] = take_columns(self.tensors[name], heads)
+            if len(heads) < num_groups * per_group:
+                self.shapes["parameters"][name] = list(self.tensors[name].shape)
+
+    def _projection_gates(self, part: Attention, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if part.query == part.key:
+            return tuple(self.gates(part.query).split(width))
+        return self.gates(part.query), self.gates(part.key), self.gates(part.value)
+
+    def _score_units(
+        self, part: Attention, query: torch.Tensor, key: torch.Tensor, groups: torch.Tensor
+    ) -> torch.Tensor:
+        """Units of the score product that are needed, `(num_groups, head_size)`."""
+        if part.unit_norms:
+            return torch.ones_like(key)
+        if not part.rotary:
+            return key & query.any(1)  # a unit counts only if both sides have it
+        # A rotation mixes units i and i + head_size / 2, and all heads of the layer share its angles.
+        half = key.shape[1] // 2
+        pairs = key.view(-1, 2, half).any(1) & query.any(1).view(-1, 2, half).any(1)
+        return pairs[groups].any(0).repeat(2).expand_as(key)
+
+    def _score_index(self, part: Attention, scores: torch.Tensor, groups: torch.Tensor, size: int) -> torch.Tensor:
+        head_size = scores.shape[1]
+        if not part.rotary or size == head_size:
+            keep = torch.ones_like(scores) if part.rotary or part.unit_norms else scores
+            return padded_heads(keep, groups, size)
+        pairs = scores[0, : head_size // 2].nonzero().flatten()
+        unit = torch.full((2, size // 2), PADDING)
+        unit[0, : len(pairs)], unit[1, : len(pairs)] = pairs, pairs + head_size // 2
+        unit = unit.flatten()
+        self.tensors[f"{part.layer}.rotary_index"] = unit.clamp(min=0)
+        self.shapes["rotary"][part.layer] = size
+        return torch.where(unit == PADDING, PADDING, groups[:, None] * head_size + unit).flatten()
+
+    def _write_projections(
+        self, part: Attention, indices: tuple[torch.Tensor, ...], gates: tuple[torch.Tensor, ...]
+    ) -> None:
+        if part.query != part.key:
+            for name, index, gate in zip((part.query, part.key, part.value), indices, gates, strict=True):
+                self._cut_layer(name, rows=index, gates=gate)
+            return
+        shifted = [
+            torch.where(index == PADDING, PADDING, index + i * len(gates[0])) for i, index in enumerate(indices)
+        ]
+        self._cut_layer(part.query, rows=torch.cat(shifted), gates=torch.cat(gates))
+
+    # ---- Feed-forward layers ----
+
+    def cut_feed_forward(self, part: FeedForward) -> None:
+        """Hidden units leave all layers; what a removed unit contributes after the activation moves into the bias."""
+        units = layer_sizes(self.model.get_submodule(part.down))[0]
+        constants = torch.full((units,), constant_at_zero(self.model, part.activation))
+        if part.gate is None:
+            kept = self.gates(part.up) > 0
+        else:
+            fused = part.gate == part.up
+            gate, up = self.gates(part.up).split(units) if fused else (self.gates(part.gate), self.gates(part.up))
+            # The activated side closes a unit only if its activation is zero there.
+            kept = (up > 0) & ((gate > 0) | (constants != 0))
+            constants = torch.zeros(units)
+        if part.depthwise is not None:
+            bias = self.tensors.get(f"{part.depthwise}.bias")
+            if bias is not None:
+                constants = self.model.get_submodule(part.activation)(bias).detach().cpu()
+        name = f"{part.down}.bias"
+        bias = folded_bias(self._weight(part.down), self.tensors.get(name), ~kept, constants)
+        if bias is not None:
+            self.tensors[name] = bias
+        rows = _never_empty(self.model.get_submodule(part.down), kept.nonzero().flatten())
+        if part.depthwise is not None:
+            rows = _never_empty(self.model.get_submodule(part.depthwise), rows)
+            self._cut_layer(part.depthwise, rows, units, rows)
+        for path in dict.fromkeys((part.gate, part.up)):
+            if path is not None:
+                fused = layer_sizes(self.model.get_submodule(path))[1] > units
+                self._cut_layer(path, rows=torch.cat([rows, rows + units]) if fused else rows, gates=self.gates(path))
+        self._residual_write(part.down, rows)
+
+    # ---- Convolutions ----
+
+    def cut_chain(self, part: Chain) -> None:
+        """The kept channels of each step are the rows of its convolution and norm and the columns of the next one."""
+        rows, groups = self._channels(part)
+        inputs, width = None, 0  # kept channels of the step before, and how many it had; None: an uncut stream
+        for i, step in enumerate(part.steps):
+            gates = self.gates(step.layer)
+            self._cut_layer(step.layer, inputs, width, rows[i], None if step.norm else gates, groups[i])
+            if step.norm:
+                self._cut_norm(step.norm, rows[i], gates)
+            inputs, width = rows[i], len(gates)
+            if step.squeeze_excite:
+                reduce, expand = step.squeeze_excite
+                self._cut_layer(reduce, inputs, width)
+                self._cut_layer(expand, rows=inputs)
+        if part.reader is not None:
+            self._cut_layer(part.reader, inputs, width)
+        else:
+            last = part.steps[-1]
+            self._scatter(last.norm or last.layer, inputs, width)
+
+    def _channels(self, part: Chain) -> tuple[list[torch.Tensor], list[tuple[torch.Tensor, torch.Tensor] | None]]:
+        """Per step the index of its kept channels, and for a grouped convolution its outputs and inputs by group."""
+        layers = [self.model.get_submodule(step.layer) for step in part.steps]
+        kept = [self.gates(step.layer) > 0 for step in part.steps]
+        rows = [keep.nonzero().flatten() for keep in kept]
+        groups: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(layers)
+        for i in reversed(range(len(layers))):
+            rows[i] = _never_empty(layers[i], rows[i])
+            if i and is_depthwise(layers[i]):
+                rows[i - 1] = rows[i]
+                kept[i - 1] = kept[i]
+            elif i and is_grouped(layers[i]):
+                outputs, inputs = (keep.view(layers[i].groups, -1) for keep in (kept[i], kept[i - 1]))
+                needed = outputs.any(1).nonzero().flatten()
+                needed = needed if len(needed) else torch.tensor([0])
+                rows[i], rows[i - 1] = (
+                    padded_heads(keep, needed, max(1, int(keep[needed].sum(1).max()))) for keep in (outputs, inputs)
+                )
+                groups[i] = rows[i].view(len(needed), -1), rows[i - 1].view(len(needed), -1)
+        return rows, groups
+
+    # ---- Layers ----
+
+    def cut_head(self, name: str, rows: torch.Tensor) -> None:
+        """The rows of a classifier. Its size follows `num_labels` and needs no note."""
+        for part in (f"{name}.weight", f"{name}.bias"):
+            if part in self.tensors:
+                self.tensors[part] = take_rows(self.tensors[part], rows)
+        self.heads.add(name)
+
+    def _weight(self, name: str) -> torch.Tensor:
+        """The weight of a layer as `(outputs, inputs, ...)`."""
+        weight = self.tensors[f"{name}.weight"]
+        return weight.T if isinstance(self.model.get_submodule(name), Conv1D) else weight
+
+    def _cut_layer(
+        self,
+        name: str,
+        inputs: torch.Tensor | None = None,
+        width: int = 0,
+        rows: torch.Tensor | None = None,
+        gates: torch.Tensor | None = None,
+        groups: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
+        """
+        Take inputs and outputs of a layer.
+
+        Args:
+            name (`str`): the layer.
+            inputs (`torch.Tensor`, *optional*): the kept inputs; all by default.
+            width (`int`, *optional*): of how many. A linear layer behind flattened channels reads several features of
+                each.
+            rows (`torch.Tensor`, *optional*): the kept outputs; all by default.
+            gates (`torch.Tensor`, *optional*): what multiplies each output.
+            groups (`tuple[torch.Tensor, torch.Tensor]`, *optional*): outputs and inputs by group, for a grouped
+                convolution.
+        """
+        layer, weight = self.model.get_submodule(name), self._weight(name)
+        bias = self.tensors.get(f"{name}.bias")
+        if rows is None:
+            rows = torch.arange(weight.shape[0])
+        if groups is not None:
+            weight = take_groups(weight, *groups)
+            weight = weight if gates is None else take_rows(weight, torch.arange(len(rows)), gates[rows.clamp(min=0)])
+        else:
+            if inputs is not None and not is_depthwise(layer):
+                features = weight.shape[1] // width
+                spread = inputs[:, None] * features + torch.arange(features)
+                weight = take_columns(weight, torch.where(inputs[:, None] == PADDING, PADDING, spread).flatten())
+            weight = take_rows(weight, rows, gates)
+        self.tensors[f"{name}.weight"] = weight.T.contiguous() if isinstance(layer, Conv1D) else weight
+        if bias is not None:
+            self.tensors[f"{name}.bias"] = take_rows(bias, rows, gates)
+        sizes, old = [weight.shape[1], weight.shape[0]], list(layer_sizes(layer))
+        if isinstance(layer, nn.Conv2d):
+            number = len(groups[0]) if groups is not None else len(rows) if is_depthwise(layer) else 1
+            sizes, old = [sizes[0] * number, sizes[1], number], [*old, layer.groups]
+        if sizes != old and not (name in self.heads and sizes[0] == old[0]):
+            self.shapes["layers"][name] = sizes
+
+    def _cut_norm(self, name: str, rows: torch.Tensor, gates: torch.Tensor) -> None:
+        """The kept channels of a batch norm, its output multiplied by the gates."""
+        for part, scale in (("weight", gates), ("bias", gates), ("running_mean", None), ("running_var", None)):
+            if f"{name}.{part}" in self.tensors:
+                self.tensors[f"{name}.{part}"] = take_rows(self.tensors[f"{name}.{part}"], rows, scale)
+        if len(rows) != len(gates):
+            self.shapes["layers"][name] = [len(rows)]
+
+    def _residual_write(self, name: str, inputs: torch.Tensor) -> None:
+        """A linear layer that writes to the residual stream: only the kept outputs, scattered to its full width."""
+        gates = self.gates(name)
+        rows = _never_empty(self.model.get_submodule(name), (gates > 0).nonzero().flatten())
+        self._cut_layer(name, inputs, layer_sizes(self.model.get_submodule(name))[0], rows, gates)
+        self._scatter(name, rows, len(gates))
+
+    def _scatter(self, name: str, rows: torch.Tensor, width: int) -> None:
+        """Put a cut layer inside one that scatters its outputs to the full width."""
+        if len(rows) == width:
+            return
+        inner = "layer" if isinstance(self.model.get_submodule(name), nn.Conv2d | nn.BatchNorm2d) else "linear"
+        for old in [tensor for tensor in self.tensors if tensor.startswith(f"{name}.")]:
+            self.tensors[f"{name}.{inner}.{old[len(name) + 1 :]}"] = self.tensors.pop(old)
+        self.tensors[f"{name}.index"] = rows.clamp(min=0)
+        self.shapes["scatter"].append(name)
+
+
+def _never_empty(layer: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """A linear layer may be empty; a convolution and a `Conv1D` cannot compute without one zero channel."""
+    needs_one = isinstance(layer, nn.Conv2d | Conv1D) and len(rows) == 0
+    return torch.tensor([PADDING]) if needs_one else rows
+
+
+def _per_query_head(index: torch.Tensor, per_group: int, head_size: int, size: int) -> torch.Tensor:
+    """The index of units of keys or values, repeated for the query heads that share them."""
+    heads = index.view(-1, 1, size).expand(-1, per_group, -1)
+    first = (heads // head_size * per_group + torch.arange(per_group)[:, None]) * head_size
+    return torch.where(heads == PADDING, PADDING, first + heads % head_size).flatten()

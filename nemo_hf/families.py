@@ -1,0 +1,259 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""The architecture table: one entry per model family of transformers. The words are in `architectures.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .architectures import Architecture, Attention, Chain, Convolution, FeedForward, register_architecture
+
+
+# ---- Attention and feed-forward layers that several families share ----
+
+_VIT_ATTENTION = Attention(
+    layer="attention",
+    query="attention.q_proj",
+    key="attention.k_proj",
+    value="attention.v_proj",
+    output="attention.o_proj",
+    num_heads=("num_attention_heads",),
+    head_size=("head_dim",),
+)
+_VIT_FEED_FORWARD = FeedForward(up="mlp.fc1", activation="mlp.activation_fn", down="mlp.fc2")
+_BERT_ATTENTION = Attention(
+    layer="attention.self",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    output="attention.output.dense",
+    num_heads=("num_attention_heads",),
+    head_size=("attention_head_size",),
+    all_head_size=("all_head_size",),
+)
+_BERT_FEED_FORWARD = FeedForward(
+    up="intermediate.dense", activation="intermediate.intermediate_act_fn", down="output.dense"
+)
+_LLAMA_ATTENTION = Attention(
+    layer="self_attn",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    output="self_attn.o_proj",
+    head_size=("head_dim",),
+    rotary=True,
+)
+_LLAMA_FEED_FORWARD = FeedForward(
+    up="mlp.up_proj", gate="mlp.gate_proj", activation="mlp.act_fn", down="mlp.down_proj"
+)
+
+
+def _conv_layer(path: str, squeeze_excite: tuple[str, str] | None = None, optional: bool = False) -> Convolution:
+    """The conv layer of ResNet, RegNet and MobileNet in transformers: convolution, normalization, activation."""
+    return Convolution(
+        f"{path}.convolution", f"{path}.normalization", f"{path}.activation", squeeze_excite, optional=optional
+    )
+
+
+_SHORTCUT = Convolution("shortcut.convolution", "shortcut.normalization", optional=True)
+
+# ---- Images ----
+
+_IMAGE = [
+    Architecture(
+        model_type="vit",
+        heads={"ViTForImageClassification": ("classifier",)},
+        blocks="vit.layers.*",
+        attention=_VIT_ATTENTION,
+        feed_forward=_VIT_FEED_FORWARD,
+    ),
+    Architecture(
+        model_type="deit",
+        heads={
+            "DeiTForImageClassification": ("classifier",),
+            "DeiTForImageClassificationWithTeacher": ("cls_classifier", "distillation_classifier"),
+        },
+        blocks="deit.layers.*",
+        attention=_VIT_ATTENTION,
+        feed_forward=_VIT_FEED_FORWARD,
+    ),
+    Architecture(
+        model_type="beit",
+        heads={"BeitForImageClassification": ("classifier",)},
+        blocks="beit.layers.*",
+        attention=dataclasses.replace(
+            _VIT_ATTENTION,
+            head_biases=("relative_position_bias.relative_position_bias_table",),
+            shared_head_bias="beit.shared_position_bias",
+        ),
+        feed_forward=_VIT_FEED_FORWARD,
+    ),
+    Architecture(
+        model_type="dinov2",
+        heads={"Dinov2ForImageClassification": ("classifier",)},
+        blocks="dinov2.encoder.layer.*",
+        attention=_VIT_ATTENTION,
+        feed_forward=(_VIT_FEED_FORWARD, _LLAMA_FEED_FORWARD),
+    ),
+    Architecture(
+        model_type="resnet",
+        heads={"ResNetForImageClassification": ("classifier.1",)},
+        chains=(
+            Chain((_conv_layer("embedder"),), path="resnet.embedder"),
+            Chain((_conv_layer("layer.*"),), path="resnet.encoder.stages.*.layers.*"),
+            Chain((_SHORTCUT,), path="resnet.encoder.stages.*.layers.*"),
+        ),
+    ),
+    Architecture(
+        model_type="regnet",
+        heads={"RegNetForImageClassification": ("classifier.1",)},
+        chains=(
+            Chain((_conv_layer("embedder"),), path="regnet.embedder"),
+            Chain(
+                (
+                    _conv_layer("layer.0"),
+                    _conv_layer("layer.1", squeeze_excite=("layer.2.attention.0", "layer.2.attention.2")),
+                    _conv_layer("layer.2", optional=True),  # of X layers
+                    _conv_layer("layer.3", optional=True),  # of Y layers, whose layer.2 is the squeeze-excite block
+                ),
+                path="regnet.encoder.stages.*.layers.*",
+            ),
+            Chain((_SHORTCUT,), path="regnet.encoder.stages.*.layers.*"),
+        ),
+    ),
+    Architecture(
+        model_type="convnext",
+        heads={"ConvNextForImageClassification": ("classifier",)},
+        blocks="convnext.encoder.stages.*.layers.*",
+        # The depthwise convolution goes into a LayerNorm, which mixes its channels: it is not masked.
+        feed_forward=FeedForward(up="pwconv1", activation="act", down="pwconv2"),
+    ),
+    Architecture(
+        model_type="mobilenet_v2",
+        heads={"MobileNetV2ForImageClassification": ("classifier",)},
+        chains=(
+            Chain(
+                (
+                    _conv_layer("first_conv"),
+                    _conv_layer("expand_1x1", optional=True),
+                    _conv_layer("conv_3x3"),
+                    _conv_layer("reduce_1x1"),
+                ),
+                path="mobilenet_v2.conv_stem",
+            ),
+            Chain(
+                (_conv_layer("expand_1x1"), _conv_layer("conv_3x3"), _conv_layer("reduce_1x1")),
+                path="mobilenet_v2.layer.*",
+            ),
+            Chain((_conv_layer("mobilenet_v2.conv_1x1"),), reader="classifier"),
+        ),
+    ),
+]
+
+# ---- Text: encoders ----
+
+
+def _bert_like(model_type: str, prefix: str, class_name: str, head: str) -> Architecture:
+    return Architecture(
+        model_type=model_type,
+        heads={f"{class_name}ForSequenceClassification": (head,)},
+        blocks=f"{prefix}.encoder.layer.*",
+        attention=_BERT_ATTENTION,
+        feed_forward=_BERT_FEED_FORWARD,
+    )
+
+
+_TEXT = [
+    _bert_like("bert", "bert", "Bert", "classifier"),
+    _bert_like("roberta", "roberta", "Roberta", "classifier.out_proj"),
+    _bert_like("xlm-roberta", "roberta", "XLMRoberta", "classifier.out_proj"),
+    _bert_like("camembert", "roberta", "Camembert", "classifier.out_proj"),
+    _bert_like("electra", "electra", "Electra", "classifier.out_proj"),
+    Architecture(
+        model_type="mpnet",
+        heads={"MPNetForSequenceClassification": ("classifier.out_proj",)},
+        blocks="mpnet.encoder.layer.*",
+        attention=Attention(
+            layer="attention.attn",
+            query="attention.attn.q",
+            key="attention.attn.k",
+            value="attention.attn.v",
+            output="attention.attn.o",
+            num_heads=("num_attention_heads",),
+            head_size=("attention_head_size",),
+            all_head_size=("all_head_size",),
+            shared_head_bias="mpnet.encoder.relative_attention_bias",
+            inline_scale=True,
+        ),
+        feed_forward=_BERT_FEED_FORWARD,
+    ),
+    Architecture(
+        model_type="distilbert",
+        heads={"DistilBertForSequenceClassification": ("classifier",)},
+        blocks="distilbert.transformer.layer.*",
+        attention=Attention(
+            layer="attention",
+            query="attention.q_lin",
+            key="attention.k_lin",
+            value="attention.v_lin",
+            output="attention.out_lin",
+            num_heads=("n_heads",),
+            head_size=("attention_head_size",),
+        ),
+        feed_forward=FeedForward(up="ffn.lin1", activation="ffn.activation", down="ffn.lin2"),
+    ),
+    Architecture(
+        model_type="modernbert",
+        heads={"ModernBertForSequenceClassification": ("classifier",)},
+        blocks="model.layers.*",
+        attention=Attention(
+            layer="attn",
+            query="attn.Wqkv",
+            key="attn.Wqkv",
+            value="attn.Wqkv",
+            output="attn.Wo",
+            head_size=("head_dim",),
+            rotary=True,
+            inline_scale=True,
+        ),
+        feed_forward=FeedForward(up="mlp.Wi", gate="mlp.Wi", activation="mlp.act", down="mlp.Wo"),
+    ),
+]
+
+# ---- Text: decoders as sequence classifiers ----
+
+
+def _llama_like(model_type: str, class_name: str, **attention: object) -> Architecture:
+    return Architecture(
+        model_type=model_type,
+        heads={f"{class_name}ForSequenceClassification": ("score",)},
+        blocks="model.layers.*",
+        attention=dataclasses.replace(_LLAMA_ATTENTION, **attention),
+        feed_forward=_LLAMA_FEED_FORWARD,
+    )
+
+
+_DECODERS = [
+    _llama_like("llama", "Llama"),
+    _llama_like("qwen2", "Qwen2"),
+    _llama_like("qwen3", "Qwen3", unit_norms=("self_attn.q_norm", "self_attn.k_norm")),
+    _llama_like("gemma", "Gemma"),
+    Architecture(
+        model_type="gpt2",
+        heads={"GPT2ForSequenceClassification": ("score",)},
+        blocks="transformer.h.*",
+        attention=Attention(
+            layer="attn",
+            query="attn.c_attn",
+            key="attn.c_attn",
+            value="attn.c_attn",
+            output="attn.c_proj",
+            num_heads=("num_heads",),
+            head_size=("head_dim",),
+            all_head_size=("split_size",),
+        ),
+        feed_forward=FeedForward(up="mlp.c_fc", activation="mlp.act", down="mlp.c_proj"),
+    ),
+]
+
+for _entry in _IMAGE + _TEXT + _DECODERS:
+    register_architecture(_entry)
