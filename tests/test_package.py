@@ -13,7 +13,7 @@ import nemo_hf
 FLOORS = [
     {"errors", "config", "metrics", "slim"},
     {"files", "architectures", "layers", "objectives", "slicing"},
-    {"masking", "training_args", "module_masks", "model_card"},
+    {"families", "cutting", "masking", "training_args", "module_masks", "model_card"},
     {"statistics", "extraction", "auto", "hub"},
     {"trainer", "tasks"},
     {"demo"},
