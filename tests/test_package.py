@@ -11,8 +11,8 @@ import nemo_hf
 
 
 FLOORS = [
-    {"errors", "config", "metrics", "slim"},
-    {"files", "architectures", "layers", "objectives", "slicing"},
+    {"errors", "config", "labels", "groups", "slim"},
+    {"metrics", "files", "architectures", "layers", "objectives", "slicing"},
     {"families", "cutting", "masking", "training_args", "module_masks", "model_card"},
     {"statistics", "extraction", "auto", "hub"},
     {"trainer", "tasks"},
