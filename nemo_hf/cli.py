@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,8 @@ def train(arguments: list[str]) -> dict[str, Any]:
     if training_args.push_to_hub:
         trainer.push_to_hub()
     _print_values(report)
-    following = f" Next: nemo-hf extract {training_args.output_dir} --labels …" if group_column is None else ""
-    print(f"Saved to {training_args.output_dir}.{following}")
+    option = "--labels" if group_column is None else "--groups"
+    print(f"Saved to {training_args.output_dir}. Next: nemo-hf extract {training_args.output_dir} {option} …")
     return report
 
 
@@ -94,7 +94,9 @@ def extract(arguments: list[str]) -> dict[str, Any]:
     """Cut the module for some labels out of a modular checkpoint; needs the statistics beside it, but no data."""
     parser = _parser("extract", extract.__doc__)
     parser.add_argument("checkpoint", help="a modular checkpoint: a folder or a repository on the Hub")
-    parser.add_argument("--labels", nargs="+", required=True, help="names or ids of the labels, in the order wanted")
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--labels", nargs="+", help="names or ids of the labels, in the order wanted")
+    chosen.add_argument("--groups", nargs="+", help="groups of samples, of a model trained with --group_column")
     parser.add_argument("--output", required=True, help="folder for the module")
     parser.add_argument("--threshold", type=float, default=0.9, help="share of a label's samples that open a neuron")
     parser.add_argument("--gates", choices=("mean", "binary"), default="mean", help="what multiplies a kept neuron")
@@ -108,8 +110,9 @@ def extract(arguments: list[str]) -> dict[str, Any]:
     hub = {"revision": args.revision, "token": args.token}
     model = AutoModularModel.from_pretrained(args.checkpoint, **hub)
     masks = NeuronStatistics.from_pretrained(args.checkpoint, **hub).module_masks(args.threshold)
-    labels = [label if label in model.config.label2id or not label.isdigit() else int(label) for label in args.labels]
-    module = extract_module(model, masks, labels, gates=args.gates)
+    labels = args.labels and [_name_or_number(label, model.config.label2id) for label in args.labels]
+    groups = args.groups and [_name_or_number(group, masks) for group in args.groups]
+    module = extract_module(model, masks, labels, gates=args.gates, groups=groups)
     save_module(module, args.output, processing_class=processor_of(args.checkpoint, module, **hub))
     report.update(
         labels=module.config.nemo["labels"],
@@ -222,6 +225,10 @@ def _write_json(path: str, report: dict[str, Any]) -> None:
     known = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in report.items()}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(known, indent=2) + "\n")
+
+
+def _name_or_number(text: str, known: Container[str | int]) -> str | int:
+    return int(text) if text.isdigit() and text not in known else text
 
 
 def _print_values(report: dict[str, Any]) -> None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
-"""[`extract_module`]: cut the neurons that some labels need out of a model, as a slim model that computes the same."""
+"""[`extract_module`]: cut the neurons that some labels (or groups of samples) need out of a model, as a slim model."""
 
 from __future__ import annotations
 
@@ -23,23 +23,26 @@ from .module_masks import Label, ModuleMasks
 def extract_module(
     model: PreTrainedModel,
     masks: ModuleMasks,
-    labels: Sequence[Label],
+    labels: Sequence[Label] | None = None,
     gates: Literal["mean", "binary"] | None = None,
     layout: Literal["ragged"] = "ragged",
+    groups: Sequence[Label] | None = None,
 ) -> PreTrainedModel:
     """
-    Cut out the module for some labels: a small dense model that computes what the model computes with these gates
-    held constant.
+    Cut out the module for some labels, or for some groups of samples: a small dense model that computes what the model
+    computes with these gates held constant.
 
     Args:
         model (`PreTrainedModel`): the parent, with masks or without. It is not changed.
         masks ([`ModuleMasks`]): which neurons each label needs.
-        labels (`Sequence[str | int]`): names or ids of the parent's labels, in the order that the module's labels
-            shall have.
+        labels (`Sequence[str | int]`, *optional*): names or ids of the parent's labels, in the order that the module's
+            labels shall have.
         gates (`"mean"` or `"binary"`, *optional*): what multiplies a kept neuron: the mean over the labels of its
             class-mean gate, or one. Defaults to `"mean"` for masks that hold mean gates, to `"binary"` for masks made
             by hand.
         layout (`"ragged"`, *optional*): every layer has its own sizes.
+        groups (`Sequence[str | int]`, *optional*): instead of labels, groups of samples by which the masks are (see
+            `ModularTrainingArguments.group_column`). The module then keeps all labels.
 
     Returns:
         `PreTrainedModel`: of class `Slim<parent's class>`, with its own `config`, in evaluation mode, on the parent's
@@ -55,6 +58,7 @@ def extract_module(
     ```python
     >>> module = extract_module(model, trainer.collect_statistics().module_masks(), labels=["cat", "dog"])
     >>> module.save_pretrained("cat-dog")
+    >>> english = extract_module(model, masks_by_language, groups=["en"])
     ```
     """
     if layout != "ragged":
@@ -62,8 +66,7 @@ def extract_module(
     if gates not in (None, "mean", "binary"):
         raise NemoValueError(f"gates must be 'mean' or 'binary', got {gates!r}.")
     architecture = resolve_architecture(model)
-    label_ids = resolve_labels(model.config, labels)
-    keys = [_mask_key(masks, model.config, label_id) for label_id in label_ids]
+    label_ids, keys = _chosen(model.config, masks, labels, groups)
     gates = gates or ("mean" if masks.has_gates else "binary")
     held = constant_gates(model, masks, keys, gates)
 
@@ -75,6 +78,7 @@ def extract_module(
         "parent": {"name_or_path": model.config._name_or_path, "class": type(model).__name__},
         "labels": list(config.id2label.values()),
         "label_ids": label_ids,
+        **({} if groups is None else {"groups": keys, "grouped_by": masks.grouped_by}),
         "threshold": masks.threshold,
         "gates": gates,
         "layout": layout,
@@ -157,6 +161,32 @@ def resolve_labels(config: PreTrainedConfig, labels: Sequence[Label]) -> list[in
     if len(set(ids)) != len(ids):
         raise NemoValueError(f"A label is given twice: {list(labels)!r}.")
     return ids
+
+
+def _chosen(
+    config: PreTrainedConfig, masks: ModuleMasks, labels: Sequence[Label] | None, groups: Sequence[Label] | None
+) -> tuple[list[int], list[Label]]:
+    """Ids of the labels that the module has, and the keys of its masks."""
+    if (labels is None) == (groups is None):
+        raise NemoValueError(
+            "Give either labels or groups: the labels that the module shall tell apart, or, for "
+            "masks by groups of samples, the groups that it shall serve."
+        )
+    if labels is not None:
+        if masks.grouped_by is not None:
+            raise NemoValueError(
+                f"These masks are by groups of {masks.grouped_by!r}, not by label. Choose with groups=, such as "
+                f"groups={masks.labels[:2]!r}; the module keeps all labels."
+            )
+        label_ids = resolve_labels(config, labels)
+        return label_ids, [_mask_key(masks, config, label_id) for label_id in label_ids]
+    if isinstance(groups, str | int) or not list(groups):
+        raise NemoValueError(f"groups must be a non-empty list, got {groups!r}.")
+    if len(set(groups)) != len(groups):
+        raise NemoValueError(f"A group is given twice: {list(groups)!r}.")
+    for group in groups:
+        masks[group]  # a clear error where there is no mask
+    return list(range(config.num_labels)), list(groups)
 
 
 def _mask_key(masks: ModuleMasks, config: PreTrainedConfig, label_id: int) -> Label:

@@ -50,6 +50,7 @@ def module_card(module: PreTrainedModel, metrics: Mapping[str, Any] | None = Non
     parent = parent if parent and not os.path.exists(parent) else None  # a local folder means nothing to a reader
     rows = [
         ("labels", ", ".join(map(str, nemo["labels"]))),
+        *([(f"groups of `{nemo['grouped_by']}`", ", ".join(map(str, nemo["groups"])))] if "groups" in nemo else []),
         ("parent", f"{parent} ({nemo['parent']['class']})" if parent else nemo["parent"]["class"]),
         ("neurons kept", f"{nemo['neuron_retention']:.1%} of the maskable neurons"),
         ("parameters kept", f"{nemo['parameter_retention']:.1%} ({module.num_parameters():,})"),
@@ -60,9 +61,10 @@ def module_card(module: PreTrainedModel, metrics: Mapping[str, Any] | None = Non
             for name, value in (metrics or {}).items()
         ),
     ]
-    text = f"""# Module for {_shorten(nemo["labels"])}
+    owner = "groups of samples" if "groups" in nemo else "labels"
+    text = f"""# Module for {_shorten(nemo.get("groups", nemo["labels"]))}
 
-The part of a modular model that these labels need, cut out as a small dense network by
+The part of a modular model that these {owner} need, cut out as a small dense network by
 [nemo_hf](https://arxiv.org/abs/2508.11348). It needs neither masks nor its parent.
 
 {_table(rows)}

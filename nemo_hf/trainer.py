@@ -182,10 +182,18 @@ class ModularTrainer(Trainer):
             else:
                 task_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         self._check_gradient(model, masks)
-        terms = {"loss_task": task_loss, **self.objective(masks, classes), **self.compactness(masks, classes)}
+        terms = {**self.objective(masks, classes), **self.compactness(masks, classes)}
+        if model.training:
+            terms = {name: self._warmth() * term for name, term in terms.items()}
+        terms = {"loss_task": task_loss, **terms}
         loss = sum(terms.values()) if model.training else task_loss
         self._observe(phase, terms, masks, classes)
         return (loss, outputs) if return_outputs else loss
+
+    def _warmth(self) -> float:
+        """Share of the weights of the modular terms in this step; it follows the global step, so resuming is exact."""
+        warmup_steps = self.args.modular_warmup_ratio * self.state.max_steps
+        return min(1.0, (self.state.global_step + 1) / warmup_steps) if warmup_steps else 1.0
 
     def prediction_step(
         self,

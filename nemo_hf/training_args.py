@@ -27,6 +27,9 @@ class ModularTrainingArguments(TrainingArguments):
         compactness (`float`, *optional*, defaults to 1.0): weight of the size term.
         target_retention (`float`, *optional*, defaults to 0.07): mean gate from which the size term stops to pull, in
             (0, 1].
+        modular_warmup_ratio (`float`, *optional*, defaults to 0.25): share of the training steps, in [0, 1], over
+            which `alpha` and `compactness` grow linearly from zero, so that the task is learnt before neurons are
+            given up.
         mask_learning_rate (`float`, *optional*): learning rate of the mask generators. Defaults to `learning_rate`.
         group_column (`str`, *optional*): column of the dataset whose groups of samples (integers or `ClassLabel`) get
             neurons of their own, such as the domain or the language. Defaults to the labels of the task.
@@ -55,6 +58,10 @@ class ModularTrainingArguments(TrainingArguments):
     target_retention: float = field(
         default=0.07, metadata={"help": "Mean gate, in (0, 1], from which the size term stops to pull."}
     )
+    modular_warmup_ratio: float = field(
+        default=0.25,
+        metadata={"help": "Share of the steps, in [0, 1], over which alpha and compactness grow from zero."},
+    )
     mask_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the mask generators. Defaults to the learning rate."}
     )
@@ -73,6 +80,11 @@ class ModularTrainingArguments(TrainingArguments):
                 raise NemoValueError(f"{name} must be a number from {low} up, got {value!r}.")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise NemoValueError(f"temperature must be above 0, got {self.temperature!r}.")
+        warmup = self.modular_warmup_ratio
+        if not 0 <= warmup <= 1:
+            raise NemoValueError(
+                f"modular_warmup_ratio is a share of the steps and must be in [0, 1], got {warmup!r}."
+            )
         if not 0 < self.target_retention <= 1:
             raise NemoValueError(
                 f"target_retention is a share of neurons and must be in (0, 1], got {self.target_retention!r}."

@@ -64,6 +64,23 @@ def test_the_loss_is_the_task_loss_plus_the_terms(case, tmp_path):
     torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), task, atol=1e-6, rtol=1e-6)
 
 
+def test_the_modular_terms_warm_up_with_the_steps(tmp_path):
+    """Nothing is learnt, so that the terms of both runs are the same but for their weights."""
+    logs = {}
+    for ratio in (0.0, 0.75):
+        model = VIT.model(**NO_DROPOUT)
+        trainer = trainer_of(VIT, tmp_path, model, modular_warmup_ratio=ratio, max_steps=4, learning_rate=0.0)
+        trainer.train()
+        logs[ratio] = training_logs(trainer)
+        evaluated = trainer.evaluate()
+        logs[ratio].append({name: evaluated[f"eval_{name}"] for name in TERMS})  # of full weight
+    for share, warm, full in zip((1 / 3, 2 / 3, 1, 1, 1), logs[0.75], logs[0.0], strict=True):
+        assert warm["loss_task"] == pytest.approx(full["loss_task"], rel=1e-5)
+        for name in ("loss_contrastive", "loss_compactness"):
+            assert full[name] > 0
+            assert warm[name] == pytest.approx(share * full[name], rel=1e-4)
+
+
 @over_two_models
 @torch.no_grad()
 def test_evaluation_reports_the_task_loss_and_the_modular_metrics(case, tmp_path):
@@ -299,6 +316,7 @@ def test_other_arguments_and_other_configs_are_refused(tmp_path):
         ({"compactness": float("nan")}, "compactness must be a number from 0 up, got nan"),
         ({"mask_learning_rate": -0.1}, "mask_learning_rate must be a number from 0 up"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"modular_warmup_ratio": 1.5}, r"must be in \[0, 1\], got 1.5"),
         ({"target_retention": 0.0}, r"must be in \(0, 1\], got 0.0"),
         ({"target_retention": 1.1}, r"must be in \(0, 1\], got 1.1"),
     ],
@@ -311,7 +329,7 @@ def test_argument_values_are_checked(options, text, tmp_path):
 
 def test_arguments_parse_from_the_command_line_and_have_help(tmp_path):
     own = {"objective": "nemo", "alpha": 0.25, "temperature": 0.5, "compactness": 2.0, "target_retention": 0.3}
-    own |= {"mask_learning_rate": 0.01, "group_column": "domain"}
+    own |= {"mask_learning_rate": 0.01, "group_column": "domain", "modular_warmup_ratio": 0.75}
     command = [part for name, value in own.items() for part in (f"--{name}", str(value))]
     parser = HfArgumentParser(ModularTrainingArguments)
     (args,) = parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--use_cpu", "true", *command])
