@@ -313,7 +313,8 @@ def constant_at_zero(model: nn.Module, activation: str | None) -> float:
     if activation is None:
         return 0.0
     with torch.no_grad():
-        return model.get_submodule(activation)(torch.zeros(1)).item()
+        # On the CPU, because `from_pretrained` asks while the model is made on the meta device.
+        return model.get_submodule(activation)(torch.zeros(1, device="cpu")).item()
 
 
 def is_depthwise(layer: nn.Module) -> bool:
