@@ -538,8 +538,9 @@ class _Resolver:
         layer = self.layers.get(path)
         kinds = kinds if isinstance(kinds, tuple) else (kinds,)
         kind = next((kind for kind in kinds if isinstance(layer, kind)), None)
-        plain = kind is nn.Module or type(layer).forward is getattr(kind, "forward", None)
-        if kind is None or not (plain or hasattr(layer, "mask_state")):
+        if kind is None:
+            raise self._mismatch(field, path, layer)
+        if kind is not nn.Module and type(layer).forward is not kind.forward and not hasattr(layer, "mask_state"):
             raise self._mismatch(field, path, layer)
         return layer
 
