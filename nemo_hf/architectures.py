@@ -145,7 +145,7 @@ class Architecture:
         feed_forward ([`FeedForward`] or `tuple[FeedForward, ...]`, *optional*): the feed-forward layers of each block;
             of several alternatives the one that a block has.
         chains (`tuple[Chain, ...]`, *optional*): chains of convolutions in forward order. Neighbours with the same
-            path belong to the same blocks.
+            path belong to the same blocks, except at the top level.
     """
 
     model_type: str
@@ -401,8 +401,10 @@ class _Resolver:
             chains = list(chains)
             for prefix in self._expand("chains.path", path) if path else [""]:
                 resolved = [part for part in (self._chain(prefix, chain) for chain in chains) if part.steps]
-                found.extend((block, part) for part in resolved)
-                block += 1 if path else sum(len(part.steps) for part in resolved)
+                for part in resolved:
+                    found.append((block, part))
+                    block += 0 if path else len(part.steps)
+                block += 1 if path else 0
         return found
 
     def _transformer_block(self, prefix: str) -> Iterator[Part]:
