@@ -3,6 +3,7 @@
 
 import contextlib
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,18 +14,24 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification
 
 from nemo_hf import (
+    Architecture,
+    Chain,
+    Convolution,
     ModularConfig,
     ModularTrainer,
     ModularTrainingArguments,
     ModuleMasks,
+    UnsupportedModelError,
     apply_masks,
     constant_gates,
     extract_module,
     hold_gates,
     list_maskable_layers,
     record_masks,
+    register_architecture,
     remove_masks,
 )
+from nemo_hf.architectures import ARCHITECTURES, maskable_layers
 
 
 ROOT = Path(__file__).parent.parent
@@ -221,6 +228,52 @@ def test_training_statistics_and_the_module_of_a_label_pair(family, tmp_path):
     with torch.no_grad(), hold_gates(parent, constant_gates(parent, masks, ["bee", "elk"], "mean")):
         expected = parent(images()).logits[:, [1, 4]]
         torch.testing.assert_close(module(images()).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Replace the entry of SimCNN for one test."""
+    monkeypatch.setitem(ARCHITECTURES, "simcnn", ARCHITECTURES["simcnn"])
+
+    def replace(*chains, head="classifier"):
+        heads = {"SimCNNForImageClassification": (head,)}
+        register_architecture(Architecture("simcnn", heads=heads, chains=chains), exist_ok=True)
+
+    return replace
+
+
+def step(**changed):
+    paths = {"layer": "layers.*.convolution", "norm": "layers.*.norm", "activation": "layers.*.activation"}
+    return Convolution(**paths | changed)
+
+
+@pytest.mark.parametrize(
+    ("chain", "head", "message"),
+    [
+        (Chain((step(),)), "head", "'heads' names 'head', where there is nothing"),
+        (Chain((step(layer="layers.*.conv"),)), "classifier", "names 'layers.*.conv', where there is nothing"),
+        (
+            Chain((step(norm="layers.*.bn"),)),
+            "classifier",
+            "'chains.norm' names 'layers.0.bn', where there is nothing",
+        ),
+        (Chain((step(norm="layers.*.activation"),)), "classifier", "names 'layers.0.activation', where there is ReLU"),
+        (Chain((step(),), reader="head"), "classifier", "'chains.reader' names 'head', where there is nothing"),
+        (Chain((step(),), path="body"), "classifier", "'chains.path' names 'body', where there is nothing"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_entry_that_does_not_fit_says_where(register, chain, head, message):
+    register(chain, head=head)
+    with pytest.raises(UnsupportedModelError, match=re.escape(message)):
+        apply_masks(tiny("simcnn"))
+
+
+def test_every_step_at_the_top_level_is_a_block(register):
+    register(*(Chain((step(layer=f"layers.{i}.convolution", norm=f"layers.{i}.norm"),)) for i in (0, 2, 4)))
+    model = tiny("simcnn")
+    assert [layer.block for layer in maskable_layers(model)] == [0, 1, 2]
+    assert list_maskable_layers(model) == ["layers.2.convolution", "layers.4.convolution"]
 
 
 RELOAD = """
