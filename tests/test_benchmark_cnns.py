@@ -23,6 +23,7 @@ from nemo_hf import (
     ModuleMasks,
     UnsupportedModelError,
     apply_masks,
+    architectures,
     constant_gates,
     extract_module,
     hold_gates,
@@ -31,7 +32,6 @@ from nemo_hf import (
     register_architecture,
     remove_masks,
 )
-from nemo_hf.architectures import ARCHITECTURES, maskable_layers
 
 
 ROOT = Path(__file__).parent.parent
@@ -232,8 +232,8 @@ def test_training_statistics_and_the_module_of_a_label_pair(family, tmp_path):
 
 @pytest.fixture
 def register(monkeypatch):
-    """Replace the entry of SimCNN for one test."""
-    monkeypatch.setitem(ARCHITECTURES, "simcnn", ARCHITECTURES["simcnn"])
+    """Replace the entry of SimCNN, for one test."""
+    monkeypatch.setattr(architectures, "ARCHITECTURES", dict(architectures.ARCHITECTURES))
 
     def replace(*chains, head="classifier"):
         heads = {"SimCNNForImageClassification": (head,)}
@@ -272,7 +272,7 @@ def test_an_entry_that_does_not_fit_says_where(register, chain, head, message):
 def test_every_step_at_the_top_level_is_a_block(register):
     register(*(Chain((step(layer=f"layers.{i}.convolution", norm=f"layers.{i}.norm"),)) for i in (0, 2, 4)))
     model = tiny("simcnn")
-    assert [layer.block for layer in maskable_layers(model)] == [0, 1, 2]
+    assert [layer.block for layer in architectures.maskable_layers(model)] == [0, 1, 2]
     assert list_maskable_layers(model) == ["layers.2.convolution", "layers.4.convolution"]
 
 
@@ -319,3 +319,11 @@ def test_modules_and_parents_reload_in_a_fresh_process(tmp_path):
     results = load_file(tmp_path / "results.safetensors")
     assert sorted(results) == sorted(expected)
     assert all(torch.equal(results[name], value) for name, value in expected.items())
+
+
+def test_the_page_about_architectures_runs(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "add_an_architecture.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(architectures, "ARCHITECTURES", dict(architectures.ARCHITECTURES))
+    exec("\n".join(blocks), {})
