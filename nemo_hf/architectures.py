@@ -96,8 +96,8 @@ class Convolution:
     Args:
         layer (`str`): a convolution, or a hidden linear layer.
         norm (`str`, *optional*): the batch norm after it. The gates multiply its output.
-        activation (`str`, *optional*): the element-wise non-linearity between this step and the next. A path where a
-            model has nothing stands for none.
+        activation (`str`, *optional*): the element-wise non-linearity between this step and the next. An attribute
+            that is `None` stands for none.
         squeeze_excite (`tuple[str, str]`, *optional*): the two convolutions or linear layers of a squeeze-excite block
             behind the activation. Paths where a model has nothing stand for none.
         optional (`bool`, *optional*): whether a model may lack this step.
@@ -145,7 +145,7 @@ class Architecture:
         feed_forward ([`FeedForward`] or `tuple[FeedForward, ...]`, *optional*): the feed-forward layers of each block;
             of several alternatives the one that a block has.
         chains (`tuple[Chain, ...]`, *optional*): chains of convolutions in forward order. Neighbours with the same
-            path belong to the same blocks.
+            path belong to the same blocks, except at the top level.
     """
 
     model_type: str
@@ -245,6 +245,8 @@ def _check_entry(architecture: Architecture) -> None:
             f"The architecture {model_type!r} describes the layers of blocks but not where the blocks are: give "
             '`blocks`, such as "encoder.layers.*".'
         )
+    if architecture.attention and not architecture.attention.head_size:
+        raise NemoValueError(f"The attention of the architecture {model_type!r} names no attribute under `head_size`.")
     for chain in architecture.chains:
         if not isinstance(chain, Chain) or not chain.steps:
             raise NemoValueError(f"A chain of the architecture {model_type!r} has no steps: {chain!r}.")
@@ -400,8 +402,10 @@ class _Resolver:
             chains = list(chains)
             for prefix in self._expand("chains.path", path) if path else [""]:
                 resolved = [part for part in (self._chain(prefix, chain) for chain in chains) if part.steps]
-                found.extend((block, part) for part in resolved)
-                block += 1 if path else sum(len(part.steps) for part in resolved)
+                for part in resolved:
+                    found.append((block, part))
+                    block += 0 if path else len(part.steps)
+                block += 1 if path else 0
         return found
 
     def _transformer_block(self, prefix: str) -> Iterator[Part]:
@@ -495,8 +499,8 @@ class _Resolver:
                 is_linear = isinstance(self.layers[path], nn.Linear)
                 if is_linear or norm.weight is None or norm.num_features != slim.layer_sizes(self.layers[path])[1]:
                     raise self._mismatch("chains.norm", others["norm"], norm)
-            if self.layers.get(others.get("activation", "-")) is None:
-                others["activation"] = None
+            if "activation" in others:
+                others["activation"] = self._activation(others["activation"])
             excite = step.squeeze_excite
             if excite is not None:
                 excite = tuple(self._filled(prefix, part, stars) for part in excite)
@@ -505,6 +509,15 @@ class _Resolver:
                 for name in excite or ():
                     self._require("chains.squeeze_excite", name, (nn.Conv2d, nn.Linear))
             yield dataclasses.replace(step, layer=path, squeeze_excite=excite, **others)
+
+    def _activation(self, path: str) -> str | None:
+        """The path of an activation, or `None` where the model says that there is none."""
+        if path in self.layers:
+            return path
+        owner, _, name = path.rpartition(".")
+        if getattr(self.layers.get(owner), name, "missing") is not None:
+            raise self._mismatch("chains.activation", path, None)
+        return None
 
     def _expand(self, field: str, pattern: str) -> list[str]:
         found = self._matches(pattern)
@@ -537,8 +550,9 @@ class _Resolver:
         layer = self.layers.get(path)
         kinds = kinds if isinstance(kinds, tuple) else (kinds,)
         kind = next((kind for kind in kinds if isinstance(layer, kind)), None)
-        plain = kind is nn.Module or type(layer).forward is getattr(kind, "forward", None)
-        if kind is None or not (plain or hasattr(layer, "mask_state")):
+        if kind is None:
+            raise self._mismatch(field, path, layer)
+        if kind is not nn.Module and type(layer).forward is not kind.forward and not hasattr(layer, "mask_state"):
             raise self._mismatch(field, path, layer)
         return layer
 

@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cnns  # noqa: F401 (registers the CNNs of the papers: --model_type simcnn)
 import numpy as np
 import torch
 from transformers import HfArgumentParser, PreTrainedModel, Trainer, set_seed
