@@ -45,9 +45,16 @@ class Attention:
         head_biases (`tuple[str, ...]`, *optional*): parameters with one column per head. A model may lack them.
         shared_head_bias (`str`, *optional*): path in the model of a bias per head that all blocks share. Where a model
             has it, no head is dropped.
+        head_rows (`tuple[str, ...]`, *optional*): further linear layers and parameters whose rows belong to heads, as
+            many to each. A model may lack them.
         inline_scale (`bool`, *optional*): whether the forward computes the scale of the scores from `head_size`
             instead of keeping it in an attribute.
+        cosine (`bool`, *optional*): whether the forward normalises the units of each head of q and of k.
+        own_value_size (`bool`, *optional*): whether the forward lets the heads of v have another size than those of q
+            and k.
         windowed (`bool`, *optional*): whether q, k and v see windows as samples.
+        reasons (`dict[str, str]`, *optional*): which of `"query"`, `"key"`, `"value"` and `"output"` are never masked
+            in this family, and why.
     """
 
     layer: str
@@ -62,8 +69,12 @@ class Attention:
     unit_norms: tuple[str, ...] = ()
     head_biases: tuple[str, ...] = ()
     shared_head_bias: str | None = None
+    head_rows: tuple[str, ...] = ()
     inline_scale: bool = False
+    cosine: bool = False
+    own_value_size: bool = False
     windowed: bool = False
+    reasons: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,6 +157,8 @@ class Architecture:
             of several alternatives the one that a block has.
         chains (`tuple[Chain, ...]`, *optional*): chains of convolutions in forward order. Neighbours with the same
             path belong to the same blocks.
+        encoder (`str`, *optional*, defaults to `""`): path of the sub-layer that gets the tokens which the blocks see,
+            and their `attention_mask`. The model itself by default.
     """
 
     model_type: str
@@ -154,9 +167,11 @@ class Architecture:
     attention: Attention | None = None
     feed_forward: FeedForward | tuple[FeedForward, ...] = ()
     chains: tuple[Chain, ...] = ()
+    encoder: str = ""
 
 
 Part = Attention | FeedForward | Chain
+ATTENTION_ROLES = ("query", "key", "value", "output")
 
 
 @dataclass(frozen=True)
@@ -245,6 +260,12 @@ def _check_entry(architecture: Architecture) -> None:
             f"The architecture {model_type!r} describes the layers of blocks but not where the blocks are: give "
             '`blocks`, such as "encoder.layers.*".'
         )
+    unknown = set(architecture.attention.reasons if architecture.attention else ()) - set(ATTENTION_ROLES)
+    if unknown:
+        raise NemoValueError(
+            f"`reasons` in the attention of the architecture {model_type!r} must name {', '.join(ATTENTION_ROLES)}, "
+            f"got {', '.join(map(repr, sorted(unknown)))}."
+        )
     for chain in architecture.chains:
         if not isinstance(chain, Chain) or not chain.steps:
             raise NemoValueError(f"A chain of the architecture {model_type!r} has no steps: {chain!r}.")
@@ -312,8 +333,8 @@ def constant_at_zero(model: nn.Module, activation: str | None) -> float:
     """The output of an element-wise activation for the input zero; 0 without one."""
     if activation is None:
         return 0.0
-    with torch.no_grad():
-        return model.get_submodule(activation)(torch.zeros(1)).item()
+    with torch.no_grad():  # on the CPU even where transformers makes a model on the meta device
+        return model.get_submodule(activation)(torch.zeros(1, device="cpu")).item()
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -333,10 +354,10 @@ def _attention_layers(model: nn.Module, block: int, part: Attention) -> Iterator
         if part.unit_norms
         else None
     )
-    for path in (part.query, part.key, part.value):
-        reason = normalised if path != part.value else None
+    for role in ATTENTION_ROLES:
+        path: str = getattr(part, role)
+        reason = part.reasons.get(role, None if path in (part.value, part.output) else normalised)
         yield MaskableLayer(path, block, "attention", windowed=part.windowed, reason=reason)
-    yield MaskableLayer(part.output, block, "attention", windowed=part.windowed)
 
 
 def _feed_forward_layers(model: nn.Module, block: int, part: FeedForward) -> Iterator[MaskableLayer]:
@@ -385,7 +406,7 @@ class _Resolver:
         self.architecture = architecture
         self.model = model
         self.layers = dict(model.named_modules())
-        self.parameters = {name for name, _ in model.named_parameters()}
+        self.parameters = dict(model.named_parameters())
 
     def parts(self) -> list[tuple[int, Part]]:
         for path in self.architecture.heads[type(self.model).__name__]:
@@ -415,16 +436,19 @@ class _Resolver:
             yield self._feed_forward(prefix, (there or alternatives)[0])
 
     def _attention(self, prefix: str, part: Attention) -> Attention:
-        paths = {name: f"{prefix}.{getattr(part, name)}" for name in ("layer", "query", "key", "value", "output")}
+        paths = {name: f"{prefix}.{getattr(part, name)}" for name in ("layer", *ATTENTION_ROLES)}
         norms = tuple(path for path in (f"{prefix}.{norm}" for norm in part.unit_norms) if path in self.layers)
         biases = tuple(path for path in (f"{prefix}.{b}" for b in part.head_biases) if path in self.parameters)
+        rows = tuple(
+            path for path in (f"{prefix}.{r}" for r in part.head_rows) if path in self.layers | self.parameters
+        )
         shared = part.shared_head_bias if self.layers.get(part.shared_head_bias or "-") is not None else None
         owner = self._require("attention.layer", paths["layer"], nn.Module)
         for name in part.num_heads + part.head_size + part.all_head_size:
             if not isinstance(getattr(owner, name, None), int):
                 raise self._mismatch("attention", f"{paths['layer']}.{name}", getattr(owner, name, None))
         sizes = {}
-        for name in ("query", "key", "value", "output"):
+        for name in ATTENTION_ROLES:
             layer = self._require(f"attention.{name}", paths[name], (nn.Linear, Conv1D))
             sizes[name] = slim.layer_sizes(layer)
         width, size = sizes["output"][0], getattr(owner, part.head_size[0])
@@ -436,7 +460,13 @@ class _Resolver:
             fits = fits and width % sizes["key"][1] == 0 and sizes["key"][1] % size == 0
         if not fits or width % size:
             raise self._mismatch("attention", f"{paths['query']} (heads of {size} units)", owner)
-        return dataclasses.replace(part, **paths, unit_norms=norms, head_biases=biases, shared_head_bias=shared)
+        for path in rows:
+            found = self.parameters.get(path)
+            count = self._require("attention.head_rows", path, nn.Linear).out_features if found is None else len(found)
+            if count % (width // size):
+                raise self._mismatch("attention.head_rows", f"{path} (rows of {width // size} heads)", owner)
+        found_parts = {"unit_norms": norms, "head_biases": biases, "head_rows": rows, "shared_head_bias": shared}
+        return dataclasses.replace(part, **paths, **found_parts)
 
     def _feed_forward(self, prefix: str, part: FeedForward) -> FeedForward:
         paths = {
