@@ -33,6 +33,15 @@ _BERT_ATTENTION = Attention(
 _BERT_FEED_FORWARD = FeedForward(
     up="intermediate.dense", activation="intermediate.intermediate_act_fn", down="output.dense"
 )
+_CLIP_ATTENTION = Attention(
+    layer="self_attn",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    output="self_attn.out_proj",
+    num_heads=("num_heads",),
+    head_size=("head_dim",),
+)
 _LLAMA_ATTENTION = Attention(
     layer="self_attn",
     query="self_attn.q_proj",
@@ -67,6 +76,13 @@ _IMAGE = [
         feed_forward=_VIT_FEED_FORWARD,
     ),
     Architecture(
+        model_type="vit_msn",
+        heads={"ViTMSNForImageClassification": ("classifier",)},
+        blocks="vit.layers.*",
+        attention=_VIT_ATTENTION,
+        feed_forward=_VIT_FEED_FORWARD,
+    ),
+    Architecture(
         model_type="deit",
         heads={
             "DeiTForImageClassification": ("classifier",),
@@ -93,6 +109,61 @@ _IMAGE = [
         blocks="dinov2.encoder.layer.*",
         attention=_VIT_ATTENTION,
         feed_forward=(_VIT_FEED_FORWARD, _LLAMA_FEED_FORWARD),
+    ),
+    *(
+        Architecture(
+            model_type=model_type,
+            heads={f"{name}ForImageClassification": ("classifier",)},
+            blocks="vision_model.encoder.layers.*",
+            attention=_CLIP_ATTENTION,
+            feed_forward=_VIT_FEED_FORWARD,
+        )
+        for model_type, name in (("clip", "CLIP"), ("siglip", "Siglip"))
+    ),
+    Architecture(
+        model_type="swin",
+        heads={"SwinForImageClassification": ("classifier",)},
+        blocks="swin.encoder.layers.*.blocks.*",
+        attention=dataclasses.replace(
+            _VIT_ATTENTION,
+            head_biases=("attention.relative_position_bias.relative_position_bias_table",),
+            windowed=True,
+        ),
+        feed_forward=_VIT_FEED_FORWARD,
+    ),
+    Architecture(
+        model_type="swinv2",
+        heads={"Swinv2ForImageClassification": ("classifier",)},
+        blocks="swinv2.encoder.layers.*.blocks.*",
+        attention=dataclasses.replace(
+            _BERT_ATTENTION,
+            head_rows=("attention.self.logit_scale", "attention.self.continuous_position_bias_mlp.2"),
+            cosine=True,
+            windowed=True,
+        ),
+        feed_forward=_BERT_FEED_FORWARD,
+    ),
+    Architecture(
+        model_type="pvt_v2",
+        heads={"PvtV2ForImageClassification": ("classifier",)},
+        blocks="pvt_v2.encoder.layers.*.blocks.*",
+        attention=Attention(
+            layer="attention",
+            query="attention.query",
+            key="attention.key",
+            value="attention.value",
+            output="attention.proj",
+            num_heads=("num_attention_heads",),
+            head_size=("attention_head_size",),
+            all_head_size=("all_head_size",),
+            reasons=dict.fromkeys(
+                ("query", "key", "value"),
+                "its forward pass expects the heads to be as wide together as the residual stream",
+            ),
+        ),
+        feed_forward=FeedForward(
+            up="mlp.dense1", depthwise="mlp.dwconv.dwconv", activation="mlp.intermediate_act_fn", down="mlp.dense2"
+        ),
     ),
     Architecture(
         model_type="resnet",
@@ -145,6 +216,36 @@ _IMAGE = [
                 path="mobilenet_v2.layer.*",
             ),
             Chain((_conv_layer("mobilenet_v2.conv_1x1"),), reader="classifier"),
+        ),
+    ),
+    Architecture(
+        model_type="efficientnet",
+        heads={"EfficientNetForImageClassification": ("classifier",)},
+        chains=(
+            Chain((Convolution("convolution", "batchnorm", "activation"),), path="efficientnet.embeddings"),
+            Chain(
+                (
+                    Convolution("expansion.expand_conv", "expansion.expand_bn", "expansion.expand_act", optional=True),
+                    Convolution(
+                        "depthwise_conv.depthwise_conv",
+                        "depthwise_conv.depthwise_norm",
+                        "depthwise_conv.depthwise_act",
+                        squeeze_excite=("squeeze_excite.reduce", "squeeze_excite.expand"),
+                    ),
+                    Convolution("projection.project_conv", "projection.project_bn"),
+                ),
+                path="efficientnet.encoder.blocks.*",
+            ),
+            Chain(
+                (
+                    Convolution(
+                        "efficientnet.encoder.top_conv",
+                        "efficientnet.encoder.top_bn",
+                        "efficientnet.encoder.top_activation",
+                    ),
+                ),
+                reader="classifier",
+            ),
         ),
     ),
 ]
