@@ -318,6 +318,38 @@ _TEXT = [
         ),
         feed_forward=FeedForward(up="mlp.Wi", gate="mlp.Wi", activation="mlp.act", down="mlp.Wo"),
     ),
+    Architecture(
+        model_type="deberta-v2",
+        heads={"DebertaV2ForSequenceClassification": ("classifier",)},
+        blocks="deberta.encoder.layer.*",
+        attention=dataclasses.replace(
+            _BERT_ATTENTION,
+            query="attention.self.query_proj",
+            key="attention.self.key_proj",
+            value="attention.self.value_proj",
+            head_rows=("attention.self.pos_query_proj", "attention.self.pos_key_proj"),
+            own_value_size=True,
+            reasons=dict.fromkeys(
+                ("query", "key"),
+                "relative positions share it or meet its units in the scores, and they have no gates",
+            ),
+        ),
+        feed_forward=_BERT_FEED_FORWARD,
+    ),
+    Architecture(
+        model_type="eurobert",
+        heads={"EuroBertForSequenceClassification": ("classifier",)},
+        blocks="model.layers.*",
+        attention=_LLAMA_ATTENTION,
+        feed_forward=_LLAMA_FEED_FORWARD,
+    ),
+    Architecture(
+        model_type="nomic_bert",
+        heads={"NomicBertForSequenceClassification": ("classifier",)},
+        blocks="nomic_bert.layers.*",
+        attention=_LLAMA_ATTENTION,
+        feed_forward=_LLAMA_FEED_FORWARD,
+    ),
 ]
 
 # ---- Text: decoders as sequence classifiers ----
