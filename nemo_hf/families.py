@@ -388,5 +388,53 @@ _DECODERS = [
     ),
 ]
 
-for _entry in _IMAGE + _TEXT + _DECODERS:
+# ---- Audio ----
+
+
+def _speech(model_type: str, prefix: str, class_name: str, **attention: object) -> Architecture:
+    """Wav2Vec2 and its kin. Their attention_mask is over samples of sound; the encoder gets the one over frames."""
+    return Architecture(
+        model_type=model_type,
+        heads={f"{class_name}ForSequenceClassification": ("classifier",)},
+        blocks=f"{prefix}.encoder.layers.*",
+        attention=Attention(
+            layer="attention",
+            query="attention.q_proj",
+            key="attention.k_proj",
+            value="attention.v_proj",
+            output="attention.out_proj",
+            num_heads=("num_heads",),
+            head_size=("head_dim",),
+            **attention,
+        ),
+        feed_forward=FeedForward(
+            up="feed_forward.intermediate_dense",
+            activation="feed_forward.intermediate_act_fn",
+            down="feed_forward.output_dense",
+        ),
+        encoder=f"{prefix}.encoder",
+    )
+
+
+_AUDIO = [
+    Architecture(
+        model_type="audio-spectrogram-transformer",
+        heads={"ASTForAudioClassification": ("classifier.dense",)},
+        blocks="audio_spectrogram_transformer.layers.*",
+        attention=_VIT_ATTENTION,
+        feed_forward=_VIT_FEED_FORWARD,
+    ),
+    _speech("wav2vec2", "wav2vec2", "Wav2Vec2"),
+    _speech("hubert", "hubert", "Hubert"),
+    _speech(
+        "wavlm",
+        "wavlm",
+        "WavLM",
+        reasons=dict.fromkeys(
+            ("query", "key", "value", "output"), "the forward pass uses its weights without calling it"
+        ),
+    ),
+]
+
+for _entry in _IMAGE + _TEXT + _DECODERS + _AUDIO:
     register_architecture(_entry)
