@@ -53,20 +53,16 @@ def train(arguments: list[str]) -> dict[str, Any]:
     logging.set_verbosity_warning()
     report: dict[str, Any] = {}
     training_args.remove_unused_columns = False  # images are transformed when they are read
-    train_split = tasks.load_split(data_args, data_args.train_split)
-    eval_split = tasks.load_split(data_args, data_args.eval_split)
-    if data_args.max_train_samples:
-        train_split = train_split.shuffle(seed=training_args.seed)
-        train_split = train_split.select(range(min(len(train_split), data_args.max_train_samples)))
-    if data_args.max_eval_samples:
-        eval_split = eval_split.select(range(min(len(eval_split), data_args.max_eval_samples)))
+    group_column = training_args.group_column
+    train_split, eval_split = tasks.load_splits(data_args, training_args.seed, group_column)
     columns = tasks.find_columns(train_split, data_args)
     processor = tasks.load_processor(model_args, columns, train_split, data_args.max_length)
     set_seed(training_args.seed)
     model = tasks.load_model(model_args, columns, processor)
     label2id = {name: i for i, name in enumerate(columns.names)}
     train_dataset, eval_dataset = (
-        tasks.encode(split, columns, processor, label2id, data_args.max_length) for split in (train_split, eval_split)
+        tasks.encode(split, columns, processor, label2id, data_args.max_length, group_column)
+        for split in (train_split, eval_split)
     )
     trainer = ModularTrainer(
         model,
@@ -84,11 +80,13 @@ def train(arguments: list[str]) -> dict[str, Any]:
     statistics = trainer.collect_statistics(train_dataset)
     statistics.save_pretrained(training_args.output_dir)
     masks = statistics.module_masks()
-    report.update(single_label_retention=masks.retention(), cohesion=statistics.cohesion(), coupling=masks.coupling())
+    single = "single_label_retention" if group_column is None else "single_group_retention"
+    report.update({single: masks.retention()}, cohesion=statistics.cohesion(), coupling=masks.coupling())
     if training_args.push_to_hub:
         trainer.push_to_hub()
     _print_values(report)
-    print(f"Saved to {training_args.output_dir}. Next: nemo-hf extract {training_args.output_dir} --labels …")
+    following = f" Next: nemo-hf extract {training_args.output_dir} --labels …" if group_column is None else ""
+    print(f"Saved to {training_args.output_dir}.{following}")
     return report
 
 

@@ -126,8 +126,7 @@ def constant_gates(
             raise NemoValueError(
                 f"The masks are for another model: {name!r} has {neurons} neurons, the mask {mask.numel()}."
             )
-    masked = masked_layers(model)
-    held = {name: torch.ones(slim.layer_sizes(masked[name])[1]) for name in named if name in masked}
+    held = {name: torch.ones(slim.layer_sizes(layer)[1]) for name, layer in masked_layers(model).items()}
     means = masks.mean_gates(labels) if gates == "mean" else {}
     for name, mask in union.items():
         held[name] = mask.float().cpu() * means[name].float().cpu() if gates == "mean" else mask.float().cpu()

@@ -36,6 +36,7 @@ class MaskState:
 
     def __init__(self, mask_position: int | None):
         self.mask_position = mask_position
+        self.layers: list[str] = []  # names of the masked layers, in forward order
         self.token_weights: torch.Tensor | None = None  # (batch_size, 1, sequence_length), each row sums to one
         self.batch_size = 0
         self.on_the_way: dict[str, torch.Tensor] = {}  # gates of convolutions that wait for the norm behind them

@@ -67,6 +67,7 @@ def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> 
     state = MaskState(forward_arguments.index("attention_mask") if "attention_mask" in forward_arguments else None)
     for layer in layers:
         _mask_layer(model, layer, config, state)
+        state.layers.append(layer.name)
     encoder.register_forward_pre_hook(state.before_forward, with_kwargs=True)
     model.config.nemo = config.to_dict()
     return model
@@ -207,8 +208,9 @@ def is_masked(model: nn.Module) -> bool:
 
 
 def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
-    """The masked layers of a model by name, in the order of `model.modules()`: that of construction."""
-    return {layer.layer_name: layer for layer in model.modules() if isinstance(layer, MaskedLayer)}
+    """The masked layers of a model by name, in forward order."""
+    layers = {layer.layer_name: layer for layer in model.modules() if isinstance(layer, MaskedLayer)}
+    return {name: layers[name] for name in mask_state(model).layers} if layers else {}
 
 
 def mask_state(model: nn.Module) -> MaskState:

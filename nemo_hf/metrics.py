@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .labels import membership
+
 
 def pairwise_jaccard(masks: torch.Tensor) -> torch.Tensor:
     """
@@ -38,16 +40,16 @@ def class_masks(
 
     Args:
         sample_masks (`torch.Tensor` of shape `(num_samples, num_neurons)`): booleans.
-        labels (`torch.Tensor` of shape `(num_samples,)`): class of every sample.
+        labels (`torch.Tensor` of shape `(num_samples,)` or `(num_samples, num_labels)`): class of every sample, or
+            booleans where a sample may have several or none.
         threshold (`float`): share of samples in (0, 1].
 
     Returns:
         The classes that occur, of shape `(num_classes,)`, and their masks, of shape `(num_classes, num_neurons)`.
     """
-    classes, index = labels.unique(return_inverse=True)
-    one_hot = nn.functional.one_hot(index, len(classes)).float()
-    counts = one_hot.T @ sample_masks.float()
-    return classes, counts >= samples_needed(one_hot.sum(0), threshold)[:, None]
+    classes, members = membership(labels)
+    counts = members.float().T @ sample_masks.float()
+    return classes, counts >= samples_needed(members.sum(0), threshold)[:, None]
 
 
 def samples_needed(num_samples: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -63,16 +65,18 @@ def cohesion(sample_masks: torch.Tensor, labels: torch.Tensor, threshold: float 
 
     Args:
         sample_masks (`torch.Tensor` of shape `(num_samples, num_neurons)`): booleans.
-        labels (`torch.Tensor` of shape `(num_samples,)`): class of every sample.
+        labels (`torch.Tensor` of shape `(num_samples,)` or `(num_samples, num_labels)`): class of every sample, or
+            booleans where a sample may have several or none.
         threshold (`float`, *optional*, defaults to 0.9): for the masks of the classes, see [`class_masks`].
 
     Returns:
         `torch.Tensor`: a scalar in [0, 1]; NaN if no class has two samples.
     """
-    classes, masks = class_masks(sample_masks, labels, threshold)
+    _, masks = class_masks(sample_masks, labels, threshold)
+    _, members = membership(labels)
     scores = []
-    for label, mask in zip(classes, masks, strict=True):
-        of_class = sample_masks[labels == label] & mask
+    for member, mask in zip(members.T, masks, strict=True):
+        of_class = sample_masks[member] & mask
         count = len(of_class)
         if count > 1:
             jaccard = pairwise_jaccard(of_class)

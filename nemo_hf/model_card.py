@@ -26,7 +26,8 @@ CITATION = """```bibtex
 
 def pipeline_task(model: PreTrainedModel) -> str:
     """The task name under which `pipeline` and the Hub know a classifier."""
-    return "image-classification" if model.main_input_name == "pixel_values" else "text-classification"
+    tasks = {"pixel_values": "image-classification", "input_values": "audio-classification"}
+    return tasks.get(model.main_input_name, "text-classification")
 
 
 def module_card(module: PreTrainedModel, metrics: Mapping[str, Any] | None = None) -> ModelCard:
@@ -41,11 +42,11 @@ def module_card(module: PreTrainedModel, metrics: Mapping[str, Any] | None = Non
         `ModelCard`: with metadata for the Hub.
     """
     nemo = module.config.nemo
-    auto_class = (
-        "AutoModelForImageClassification"
-        if pipeline_task(module) == "image-classification"
-        else "AutoModelForSequenceClassification"
-    )
+    auto_class = {
+        "image-classification": "AutoModelForImageClassification",
+        "audio-classification": "AutoModelForAudioClassification",
+        "text-classification": "AutoModelForSequenceClassification",
+    }[pipeline_task(module)]
     parent = nemo["parent"]["name_or_path"]
     parent = parent if parent and not os.path.exists(parent) else None  # a local folder means nothing to a reader
     rows = [
@@ -90,7 +91,12 @@ classify = pipeline("{pipeline_task(module)}", model="path-or-repository")
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
-def write_modular_card(path: str | os.PathLike, model: PreTrainedModel, log_history: list[dict[str, float]]) -> None:
+def write_modular_card(
+    path: str | os.PathLike,
+    model: PreTrainedModel,
+    log_history: list[dict[str, float]],
+    group_column: str | None = None,
+) -> None:
     """
     Complete the card that `Trainer` wrote for a modular model: what it is, how it loads, what was measured.
 
@@ -98,6 +104,7 @@ def write_modular_card(path: str | os.PathLike, model: PreTrainedModel, log_hist
         path (`str` or `os.PathLike`): the folder with the card.
         model (`PreTrainedModel`): the modular model.
         log_history (`list[dict]`): of the trainer; the last evaluation is listed.
+        group_column (`str`, *optional*): the column of the groups that neurons belong to, if not to labels.
     """
     readme = Path(path) / "README.md"
     card = ModelCard.load(readme)
@@ -107,11 +114,15 @@ def write_modular_card(path: str | os.PathLike, model: PreTrainedModel, log_hist
     rows = [
         (name, f"{value:.4g}") for name, value in evaluation.items() if name.startswith("eval_") and _is_result(name)
     ]
+    owner = "label" if group_column is None else f"group of samples (column `{group_column}`)"
+    chosen = (
+        f"labels={list(model.config.id2label.values())[:2]!r}" if group_column is None else "groups=masks.labels[:2]"
+    )
     card.text = f"""{card.text.rstrip()}
 
 ## Modular model
 
-Trained with [nemo_hf](https://arxiv.org/abs/2508.11348) so that every label has its own neurons: masks on
+Trained with [nemo_hf](https://arxiv.org/abs/2508.11348) so that every {owner} has its own neurons: masks on
 `{nemo["target_modules"]}`, {nemo["skip_first_blocks"]} unmasked block(s), {nemo["gate"]} gates. Labels:
 {_shorten(list(model.config.id2label.values()))}.
 
@@ -120,7 +131,7 @@ from nemo_hf import AutoModularModel, NeuronStatistics, extract_module
 
 model = AutoModularModel.from_pretrained("path-or-repository")  # the stock Auto class would ignore the mask generators
 masks = NeuronStatistics.from_pretrained("path-or-repository").module_masks()
-module = extract_module(model, masks, labels={list(model.config.id2label.values())[:2]!r})
+module = extract_module(model, masks, {chosen})
 ```
 {f"{chr(10)}{_table(rows)}{chr(10)}" if rows else ""}
 {CITATION}

@@ -73,7 +73,8 @@ class NeuronMask(Mapping[str, torch.Tensor]):
 
 class ModuleMasks:
     """
-    The neurons that every label needs: label → layer → boolean tensor.
+    The neurons that every label needs: label → layer → boolean tensor. Or every group of samples: then groups stand
+    wherever this page says labels.
 
     Args:
         masks (`Mapping`): label (name or id) → layer name → boolean tensor of shape `(num_neurons,)`. Every label has
@@ -82,6 +83,7 @@ class ModuleMasks:
             `(num_neurons,)`. [`NeuronStatistics.module_masks`] stores them; `extract_module(..., gates="mean")` needs
             them.
         threshold (`float`, *optional*): how the masks were chosen, for the provenance of modules.
+        grouped_by (`str`, *optional*): where the masks are of groups of samples: the column that holds the groups.
 
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: if labels differ in their layers or sizes, or a mask is not boolean.
@@ -104,12 +106,14 @@ class ModuleMasks:
         masks: Mapping[Label, Mapping[str, torch.Tensor]],
         gates: Mapping[Label, Mapping[str, torch.Tensor]] | None = None,
         threshold: float | None = None,
+        grouped_by: str | None = None,
     ):
         if not masks:
             raise NemoValueError("ModuleMasks needs the mask of at least one label.")
         self._masks = {label: NeuronMask(layers) for label, layers in masks.items()}
         self._gates = None if gates is None else {label: dict(layers) for label, layers in gates.items()}
         self.threshold = threshold
+        self.grouped_by = grouped_by
         sizes = {layer: tuple(mask.shape) for layer, mask in next(iter(self._masks.values())).items()}
         for label, mask in self._masks.items():
             if {layer: tuple(tensor.shape) for layer, tensor in mask.items()} != sizes or not sizes:
@@ -145,7 +149,8 @@ class ModuleMasks:
     def __getitem__(self, label: Label) -> NeuronMask:
         if label not in self._masks:
             known = ", ".join(map(repr, self.labels[:10])) + (", …" if len(self.labels) > 10 else "")
-            raise NemoValueError(f"There is no mask for label {label!r}. There are masks for {known}.")
+            kind = "label" if self.grouped_by is None else f"the group of {self.grouped_by!r}"
+            raise NemoValueError(f"There is no mask for {kind} {label!r}. There are masks for {known}.")
         return self._masks[label]
 
     def __contains__(self, label: object) -> bool:
@@ -204,6 +209,7 @@ class ModuleMasks:
             "labels": self.labels,
             "layers": self.layers,
             "threshold": self.threshold,
+            "grouped_by": self.grouped_by,
         }
         write_tensors(os.path.join(save_directory, MASKS_FILE), tensors, description)
 
@@ -224,7 +230,7 @@ class ModuleMasks:
                 else None
                 for kind in ("mask", "gate")
             )
-            return cls(masks, gates, description["threshold"])
+            return cls(masks, gates, description["threshold"], description.get("grouped_by"))
         except (KeyError, TypeError, IndexError, NemoValueError) as error:
             raise CheckpointError(f"{MASKS_FILE} in {source} is damaged ({error!r}).") from error
 
@@ -235,7 +241,8 @@ class ModuleMasks:
         return chosen
 
     def __repr__(self) -> str:
-        return f"ModuleMasks({len(self)} labels, {len(self.layers)} layers, mean retention {self.retention():.3f})"
+        kind = "labels" if self.grouped_by is None else f"groups of {self.grouped_by!r}"
+        return f"ModuleMasks({len(self)} {kind}, {len(self.layers)} layers, mean retention {self.retention():.3f})"
 
 
 def _gate_shape(gates: dict[Label, dict[str, torch.Tensor]], label: Label, layer: str) -> torch.Size | None:

@@ -1,7 +1,8 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
 """
-The terms that make a model modular. Each is an `nn.Module` that takes the gates of a batch and its labels and returns
-a dictionary of weighted scalar terms.
+The terms that make a model modular. Each is an `nn.Module` that takes the gates of a batch and its labels (ids
+of shape `(batch_size,)` or booleans of shape `(batch_size, num_labels)`) and returns a dictionary of weighted scalar
+terms.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from .errors import NemoValueError
+from .labels import OTHER_COLUMN, shares_label
 
 
 ZERO_NORM = 1e-4  # added to squared norms of gates: a row of zeros keeps a finite gradient
@@ -36,7 +38,7 @@ def stack_by_width(masks: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _same_label(masks: Mapping[str, torch.Tensor], labels: torch.Tensor | None) -> torch.Tensor:
-    """Boolean `(batch_size, batch_size)`: whether two samples have the same label."""
+    """Boolean `(batch_size, batch_size)`: whether two samples have a label in common."""
     if not masks:
         raise NemoValueError("There are no gates to compare: the forward pass recorded none.")
     if labels is None:
@@ -44,13 +46,15 @@ def _same_label(masks: Mapping[str, torch.Tensor], labels: torch.Tensor | None) 
             "A modular objective compares the gates of samples by label, but the batch has no labels."
         )
     batch_size = next(iter(masks.values())).shape[0]
-    if labels.shape != (batch_size,) or labels.is_floating_point():
+    one_each = labels.shape == (batch_size,) and not labels.is_floating_point()
+    several_each = labels.shape[:-1] == (batch_size,) and labels.dtype == torch.bool
+    if not one_each and not several_each:
         raise NemoValueError(
-            f"A modular objective needs one integer label per sample, of shape ({batch_size},); got {labels.dtype} of "
-            f"shape {tuple(labels.shape)}. Regression, multi-label and token labels have no classes to organise "
-            "neurons by."
+            f"A modular objective needs booleans of shape ({batch_size}, num_labels), or one integer label per "
+            f"sample, of shape ({batch_size},); got {labels.dtype} of shape {tuple(labels.shape)}. Regression and "
+            f"token labels have no classes to organise gates by. {OTHER_COLUMN}"
         )
-    return labels[:, None] == labels[None, :]
+    return shares_label(labels)
 
 
 class ContrastiveLoss(nn.Module):
@@ -58,11 +62,11 @@ class ContrastiveLoss(nn.Module):
     Supervised contrastive loss on gates: samples of one class shall open the same neurons, samples of different
     classes others.
 
-    For layer `l`, with gates normalised to unit length and `S` their inner products, `P(i)` the other samples of the
-    class of `i` and `A(i)` all other samples: `L_l = mean_i [logsumexp_{j ∈ A(i)} S_ij / τ − mean_{j ∈ P(i)} S_ij /
-    τ]`, averaged over layers. The form of Khosla et al. (arXiv 2004.11362, equation 2) of the loss of NeMo (arXiv
-    2508.11348, section 3): a sample is no partner of itself, samples without partner are skipped, everything runs in
-    float32. A batch without pairs gives zero.
+    For layer `l`, with gates normalised to unit length and `S` their inner products, `P(i)` the other samples that
+    share a label with `i` and `A(i)` all other samples: `L_l = mean_i [logsumexp_{j ∈ A(i)} S_ij / τ − mean_{j ∈ P(i)}
+    S_ij / τ]`, averaged over layers. The form of Khosla et al. (arXiv 2004.11362, equation 2) of the loss of NeMo
+    (arXiv 2508.11348, section 3): a sample is no partner of itself, samples without partner are skipped, everything
+    runs in float32. A batch without pairs gives zero.
 
     Args:
         alpha (`float`): weight.
@@ -102,7 +106,7 @@ class NemoLoss(nn.Module):
     sample is its own partner, and pairs that do not count enter both sums as `exp(0)`.
 
     `A_i = Σ_j exp(S_ij P_ij / τ)`, `N_i = Σ_j exp(S_ij (1 − P_ij) / τ)`, `L_l = mean_i −log[(A_i + ε) / (A_i + N_i +
-    ε)]`, with `P_ij = 1` where the labels are equal and `ε = 1e-8`, averaged over layers.
+    ε)]`, with `P_ij = 1` where two samples share a label and `ε = 1e-8`, averaged over layers.
 
     Args:
         alpha (`float`): weight.

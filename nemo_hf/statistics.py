@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from tqdm.auto import tqdm
 from . import metrics
 from .errors import CheckpointError, NemoValueError
 from .files import read_tensors, write_tensors
+from .labels import as_membership, check_labels, membership
 from .masking import masked_layers, record_masks
-from .module_masks import ModuleMasks
+from .module_masks import Label, ModuleMasks
 from .slim import layer_sizes
 
 
@@ -31,24 +32,27 @@ class NeuronStatistics:
     whatever the number of samples; a seeded reservoir of bit-packed samples allows the cohesion to be estimated later.
 
     Args:
-        labels (`list[str]`): the names of the labels, by id.
+        labels (`list[str | int]`): the names of the labels, by id.
         layers (`Mapping[str, int]`): layer name → number of neurons.
         seed (`int`, *optional*, defaults to 0): of the reservoir.
+        grouped_by (`str`, *optional*): where the "labels" are groups of samples: the column that holds them.
 
     Attributes:
-        num_samples (`torch.Tensor` of shape `(num_labels,)`): samples seen.
+        num_samples (`torch.Tensor` of shape `(num_labels,)`): samples seen; one with several labels counts for each.
         open_counts (`torch.Tensor` of shape `(num_labels, num_neurons)`): samples with an open gate, all layers side
             by side.
         gate_sums (`torch.Tensor` of shape `(num_labels, num_neurons)`): sums of gates.
     """
 
-    def __init__(self, labels: list[str], layers: Mapping[str, int], seed: int = 0):
+    def __init__(
+        self, labels: Sequence[Label], layers: Mapping[str, int], seed: int = 0, grouped_by: str | None = None
+    ):
         self.labels = list(labels)
         if len(set(self.labels)) != len(self.labels):
-            raise NemoValueError(
-                f"Two labels have the same name: {self.labels!r}. Give `config.id2label` distinct ones."
-            )
+            source = "`config.id2label`" if grouped_by is None else "the groups"
+            raise NemoValueError(f"Two labels have the same name: {self.labels!r}. Give {source} distinct ones.")
         self.layers = dict(layers)
+        self.grouped_by = grouped_by
         neurons = sum(self.layers.values())
         self.num_samples = torch.zeros(len(self.labels), dtype=torch.int64)
         self.open_counts = torch.zeros(len(self.labels), neurons, dtype=torch.int32)
@@ -68,36 +72,45 @@ class NeuronStatistics:
 
         Args:
             gates (`Mapping[str, torch.Tensor]`): layer name → gates of shape `(batch_size, num_neurons)`.
-            labels (`torch.Tensor` of shape `(batch_size,)`): ids.
+            labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`): ids, or booleans where a
+                sample may have several labels or none. A sample counts for every label that it has.
 
         Raises:
             [`~nemo_hf.errors.NemoValueError`]: if an id has no label.
         """
-        ids = labels.cpu()
-        if (
-            ids.dim() != 1
-            or ids.is_floating_point()
-            or (len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.labels))
-        ):
-            raise NemoValueError(
-                f"Statistics need one integer label from 0 to {len(self.labels) - 1} per sample "
-                f"(`model.config.num_labels`), got {labels.dtype} of shape {tuple(labels.shape)} with values up to "
-                f"{labels.max().item() if len(ids) else '-'}."
-            )
+        labels = labels.cpu()
+        self._check(labels)
+        classes, members = membership(labels)
+        samples, columns = members.nonzero(as_tuple=True)  # one entry for each label of each sample
+        ids = classes[columns]
         joined = torch.cat([gates[layer].float() for layer in self.layers], dim=1)
         is_open = joined > 0
         device = joined.device
         self.num_samples += torch.bincount(ids, minlength=len(self.labels))
-        self.open_counts = self.open_counts.to(device).index_add_(0, labels.to(device), is_open.to(torch.int32))
-        self.gate_sums = self.gate_sums.to(device).index_add_(0, labels.to(device), joined)
-        self._sample(is_open, ids.numpy())
+        self.open_counts, self.gate_sums = self.open_counts.to(device), self.gate_sums.to(device)
+        size = max(1, len(labels))  # however many labels samples have, no copy is larger than the batch
+        for rows, targets in zip(samples.to(device).split(size), ids.to(device).split(size), strict=True):
+            self.open_counts.index_add_(0, targets, is_open[rows].to(torch.int32))
+            self.gate_sums.index_add_(0, targets, joined[rows])
+        self._sample(is_open, samples, ids.numpy())
 
-    def _sample(self, is_open: torch.Tensor, ids: np.ndarray) -> None:
+    def _check(self, labels: torch.Tensor) -> None:
+        count = len(self.labels)
+        several_each = labels.dtype == torch.bool and labels.shape[1:] == (count,)
+        one_each = labels.dim() == 1 and not labels.is_floating_point()
+        if not several_each and not (one_each and ((labels >= 0) & (labels < count)).all()):
+            raise NemoValueError(
+                f"Statistics need one integer label from 0 to {count - 1} per sample (`model.config.num_labels`), or "
+                f"booleans of shape (batch_size, {count}); got {labels.dtype} of shape {tuple(labels.shape)} with "
+                f"values up to {labels.max().item() if labels.numel() else '-'}."
+            )
+
+    def _sample(self, is_open: torch.Tensor, samples: torch.Tensor, ids: np.ndarray) -> None:
         keys = self._generator.random(len(ids))
         candidates = np.flatnonzero(keys < self._keys.max(axis=1)[ids])  # ever fewer as the reservoir fills
         if not len(candidates):
             return
-        packed = np.packbits(is_open[torch.from_numpy(candidates).to(is_open.device)].cpu().numpy(), axis=1)
+        packed = np.packbits(is_open[samples[candidates].to(is_open.device)].cpu().numpy(), axis=1)
         for row, index in zip(packed, candidates, strict=True):
             label = ids[index]
             slot = self._keys[label].argmax()
@@ -145,7 +158,7 @@ class NeuronStatistics:
                     mask[counts[column][i].argmax()] = True
                 masks[self.labels[i]][layer] = mask
                 gates[self.labels[i]][layer] = means[column][i]
-        return ModuleMasks(masks, gates, threshold)
+        return ModuleMasks(masks, gates, threshold, self.grouped_by)
 
     def cohesion(self, threshold: float = 0.9) -> float:
         """Cohesion ([`metrics.cohesion`]) over the samples of the reservoir."""
@@ -163,7 +176,12 @@ class NeuronStatistics:
             "reservoir_keys": torch.from_numpy(self._keys),
             "reservoir_bits": torch.from_numpy(self._bits),
         }
-        description = {"kind": "neuron_statistics", "labels": self.labels, "layers": self.layers}
+        description = {
+            "kind": "neuron_statistics",
+            "labels": self.labels,
+            "layers": self.layers,
+            "grouped_by": self.grouped_by,
+        }
         write_tensors(os.path.join(save_directory, STATISTICS_FILE), tensors, description)
 
     @classmethod
@@ -176,7 +194,8 @@ class NeuronStatistics:
         """
         tensors, description = read_tensors(source, STATISTICS_FILE, **hub_kwargs)
         try:
-            statistics = cls(description["labels"], description["layers"])
+            grouped_by = description.get("grouped_by")  # files of older versions are by label
+            statistics = cls(description["labels"], description["layers"], grouped_by=grouped_by)
             for name in ("num_samples", "open_counts", "gate_sums"):
                 if tensors[name].shape != getattr(statistics, name).shape:
                     raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}")
@@ -193,7 +212,8 @@ class NeuronStatistics:
 
     def __repr__(self) -> str:
         neurons = sum(self.layers.values())
-        return f"NeuronStatistics({len(self.labels)} labels, {neurons} neurons, {int(self.num_samples.sum())} samples)"
+        kind = "labels" if self.grouped_by is None else f"groups of {self.grouped_by!r}"
+        return f"NeuronStatistics({len(self.labels)} {kind}, {neurons} neurons, {int(self.num_samples.sum())} samples)"
 
 
 def collect_statistics(
@@ -203,6 +223,7 @@ def collect_statistics(
     gather: Callable[[Any], Any] | None = None,
     seed: int = 0,
     disable_tqdm: bool = False,
+    names: Mapping[int, Label] | None = None,
 ) -> NeuronStatistics:
     """
     Stream once over the data, in evaluation mode, and count the open gates. Pass the training set without
@@ -210,41 +231,68 @@ def collect_statistics(
 
     Args:
         model (`nn.Module`): a modular model.
-        dataloader (`Iterable`): batches as dictionaries with the model's inputs and integer labels.
-        labels_name (`str`, *optional*, defaults to `"labels"`): the key of the labels in a batch.
+        dataloader (`Iterable`): batches as dictionaries with the model's inputs and its labels: integers of shape
+            `(batch_size,)`, or 0 and 1 of shape `(batch_size, num_labels)`.
+        labels_name (`str`, *optional*, defaults to `"labels"`): the key in a batch of what is counted: the labels, or
+            the groups that `names` names.
         gather (`Callable`, *optional*): joins what several processes computed, such as
             `accelerator.gather_for_metrics`; every process then has the statistics of all.
         seed (`int`, *optional*, defaults to 0): of the reservoir of samples.
         disable_tqdm (`bool`, *optional*, defaults to `False`): no progress bar.
+        names (`Mapping[int, str | int]`, *optional*): for groups of samples instead of the model's labels: integer in
+            the batch → name of the group.
 
     Returns:
-        [`NeuronStatistics`]: the counts.
+        [`NeuronStatistics`]: the counts; `grouped_by` is `labels_name` if there are `names`.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: if the model has no masks or a batch no labels.
+        [`~nemo_hf.errors.NemoValueError`]: if the model has no masks or a batch no labels, or none that are classes.
+
+    Example:
+
+    ```python
+    >>> by_domain = collect_statistics(model, dataloader, labels_name="domain", names={0: "news", 1: "mail"})
+    ```
     """
     layers = {name: layer_sizes(layer)[1] for name, layer in masked_layers(model).items()}
     if not layers:
         raise NemoValueError(f"This {type(model).__name__} has no masks. Train it with `ModularTrainer` first.")
-    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    statistics = NeuronStatistics(names, layers, seed=seed)
+    if names is None:
+        labels_of_model = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        statistics = NeuronStatistics(labels_of_model, layers, seed=seed)
+    else:
+        statistics = NeuronStatistics(list(names.values()), layers, seed=seed, grouped_by=labels_name)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
         for batch in tqdm(dataloader, desc="Neuron statistics", disable=disable_tqdm):
-            inputs = dict(batch)
-            labels = inputs.pop(labels_name, None)
+            labels = batch.get(labels_name)
             if labels is None:
                 raise NemoValueError(
                     f"A batch has no {labels_name!r}, only {', '.join(batch)}. Statistics are per label."
                 )
+            inputs = {name: value for name, value in batch.items() if name not in (labels_name, "labels")}
             with torch.no_grad(), record_masks(model) as gates:
                 model(
                     **{name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
                 )
             gates, labels = (gates, labels) if gather is None else gather((gates, labels))
-            statistics.update(gates, labels)
+            if names is None:
+                check_labels(labels, model.config)
+            statistics.update(gates, as_membership(labels) if names is None else _positions(labels, names))
     finally:
         model.train(was_training)
     return statistics
+
+
+def _positions(groups: torch.Tensor, names: Mapping[int, Label]) -> torch.Tensor:
+    """Where the groups of a batch stand among all groups."""
+    known = torch.tensor(list(names))
+    matches = groups.cpu()[:, None] == known
+    if groups.dim() != 1 or not matches.any(1).all():
+        raise NemoValueError(
+            f"Every sample needs one of the groups {', '.join(map(str, names))}, got {groups.dtype} of shape "
+            f"{tuple(groups.shape)} with values {groups.unique().tolist()[:10]}. Name all groups that occur."
+        )
+    return matches.int().argmax(1)

@@ -113,6 +113,29 @@ def load_split(data: DataArguments, split: str | None = None) -> Dataset:
     return splits[candidates[0]]
 
 
+def load_splits(data: DataArguments, seed: int, group_column: str | None) -> tuple[Dataset, Dataset]:
+    """
+    The splits to train and to evaluate on. Texts in the group column become `ClassLabel`, the same in both.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: if there is no such split or column.
+    """
+    train, evaluation = load_split(data, data.train_split), load_split(data, data.eval_split)
+    if data.max_train_samples:
+        train = train.shuffle(seed=seed).select(range(min(len(train), data.max_train_samples)))
+    if data.max_eval_samples:
+        evaluation = evaluation.select(range(min(len(evaluation), data.max_eval_samples)))
+    if group_column is None:
+        return train, evaluation
+    if group_column not in train.features:
+        raise NemoValueError(f"The dataset has no column {group_column!r}; it has {', '.join(train.features)}.")
+    if train.features[group_column] != Value("string"):
+        return train, evaluation
+    names = {value for value in (*train[group_column], *evaluation[group_column]) if value is not None}
+    feature = ClassLabel(names=sorted(names))
+    return train.cast_column(group_column, feature), evaluation.cast_column(group_column, feature)
+
+
 def find_columns(dataset: Dataset, data: DataArguments) -> Columns:
     """
     Find the columns with the inputs and the labels by their types, unless the arguments name them.
@@ -215,10 +238,17 @@ def processor_of(checkpoint: str, model: PreTrainedModel, **hub_kwargs: Any) -> 
     return auto_class.from_pretrained(checkpoint, **hub_kwargs)
 
 
-def encode(dataset: Dataset, columns: Columns, processor: Any, label2id: dict[str, int], max_length: int) -> Dataset:
+def encode(
+    dataset: Dataset,
+    columns: Columns,
+    processor: Any,
+    label2id: dict[str, int],
+    max_length: int,
+    group_column: str | None = None,
+) -> Dataset:
     """
-    The dataset as model inputs with the label ids of a model; samples of labels that the model does not have
-    are left out.
+    The dataset as model inputs with the label ids of a model, and the groups if there is a column for them; samples of
+    labels that the model does not have are left out.
 
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: if no sample is left.
@@ -233,7 +263,8 @@ def encode(dataset: Dataset, columns: Columns, processor: Any, label2id: dict[st
             f"({', '.join(list(label2id)[:10])})."
         )
     kept = np.flatnonzero(ids >= 0)
-    dataset = dataset.select(kept).select_columns([columns.inputs]).add_column("labels", ids[kept])
+    groups = [] if group_column is None else [group_column]
+    dataset = dataset.select(kept).select_columns([columns.inputs, *groups]).add_column("labels", ids[kept])
     if not columns.is_image:
         return dataset.map(
             lambda batch: processor(batch[columns.inputs], truncation=True, max_length=max_length),
@@ -243,7 +274,10 @@ def encode(dataset: Dataset, columns: Columns, processor: Any, label2id: dict[st
 
     def transform(batch: dict[str, list[Any]]) -> dict[str, Any]:
         images = [image.convert("RGB") for image in batch[columns.inputs]]
-        return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"], "labels": batch["labels"]}
+        return {
+            "pixel_values": processor(images, return_tensors="pt")["pixel_values"],
+            **{name: batch[name] for name in ("labels", *groups)},
+        }
 
     return dataset.with_transform(transform)
 
@@ -259,10 +293,11 @@ def collator(processor: Any, is_image: bool) -> Any:
 
 
 def collate_images(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack images of one size and their labels."""
+    """Stack images of one size, their labels and groups."""
+    numbers = samples[0].keys() - {"pixel_values"}
     return {
         "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-        "labels": torch.tensor([sample["labels"] for sample in samples]),
+        **{name: torch.tensor([sample[name] for sample in samples]) for name in numbers},
     }
 
 

@@ -17,6 +17,8 @@ from . import metrics
 from .auto import AutoModularModel
 from .config import ModularConfig
 from .errors import NemoRuntimeError, NemoValueError
+from .groups import check_group_column, check_groups, group_names
+from .labels import as_membership, check_labels
 from .masking import apply_masks, is_masked, masked_layers, modular_config, record_masks
 from .model_card import write_modular_card
 from .objectives import OBJECTIVES, CompactnessLoss
@@ -83,6 +85,11 @@ class ModularTrainer(Trainer):
             )
         self.modular_config = modular_config
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
+        if args.group_column is not None:
+            several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+            for dataset in (self.train_dataset, *several.values()):
+                if dataset is not None:
+                    check_group_column(dataset, args.group_column)
         # A per-batch mean: the Trainer divides by the number of accumulation steps.
         self.loss_is_scaled_for_ga = False
         if self.model_init is None:  # after the Trainer has set the seed, so that the generators are reproducible
@@ -127,6 +134,31 @@ class ModularTrainer(Trainer):
         if self._has_distillation_head and self.args.label_names is None:
             self.label_names = ["labels"]
 
+    # ---- Labels and groups ----
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # The columns that the Trainer leaves in the dataset.
+        super()._set_signature_columns_if_needed()
+        if self.args.group_column is not None and self.args.group_column not in self._signature_columns:
+            self._signature_columns.append(self.args.group_column)
+
+    def _organised_by(self, inputs: Mapping[str, Any], phase: str) -> torch.Tensor:
+        """What the modular terms compare: groups, or else labels. Ids, or booleans where samples have several."""
+        if self.args.group_column is not None:
+            return check_groups(inputs, self.args.group_column)
+        labels = inputs.get("labels")
+        if labels is None:
+            raise NemoValueError(
+                f"A modular objective compares the gates of samples by label, but the batch has no labels, only "
+                f"{', '.join(inputs)}. Name the column `labels` (or `label`, with the default collator)."
+            )
+        if not self._terms[phase]:  # after a log, which waits for the device anyway; the check does too
+            check_labels(labels, self.model.config)
+        return as_membership(labels)
+
+    def _without_groups(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in inputs.items() if name != self.args.group_column}
+
     # ---- Loss ----
 
     def compute_loss(
@@ -137,12 +169,12 @@ class ModularTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The task loss of transformers, in training plus the modular terms; in evaluation these are only measured."""
-        labels = inputs.get("labels")
-        if labels is None:
-            raise NemoValueError(
-                f"A modular objective compares the gates of samples by label, but the batch has no labels, only "
-                f"{', '.join(inputs)}. Name the column `labels` (or `label`, with the default collator)."
-            )
+        phase = "train" if model.training else "eval"
+        classes = self._organised_by(inputs, phase)
+        inputs = self._without_groups(inputs)
+        multi_label = classes.dim() > 1 or self.model.config.problem_type == "multi_label_classification"
+        if multi_label and "labels" in inputs and self.compute_loss_func is None:
+            inputs["labels"] = inputs["labels"].float()  # the multi-label loss of transformers takes no integers
         with record_masks(self._unwrapped(model)) as masks:
             # Without the number of items the task loss is a mean over this batch, like the other terms.
             if self._has_distillation_head and self.compute_loss_func is None and self.label_smoother is None:
@@ -150,10 +182,22 @@ class ModularTrainer(Trainer):
             else:
                 task_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         self._check_gradient(model, masks)
-        terms = {"loss_task": task_loss, **self.objective(masks, labels), **self.compactness(masks, labels)}
+        terms = {"loss_task": task_loss, **self.objective(masks, classes), **self.compactness(masks, classes)}
         loss = sum(terms.values()) if model.training else task_loss
-        self._observe("train" if model.training else "eval", terms, masks, labels)
+        self._observe(phase, terms, masks, classes)
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Without labels there is no loss: the model is called with all of the batch, but for the groups."""
+        if any(inputs.get(name) is None for name in self.label_names):
+            inputs = self._without_groups(inputs)
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def _unwrapped(self, model: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
@@ -164,6 +208,11 @@ class ModularTrainer(Trainer):
         Without a teacher, which evaluation does not need, the cross-entropy of the average of both heads.
         """
         labels = inputs["labels"]
+        if labels.dim() != 1 or labels.is_floating_point():
+            raise NemoValueError(
+                f"Distillation needs one integer label per sample, of shape (batch_size,); got {labels.dtype} of "
+                f"shape {tuple(labels.shape)}."
+            )
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         cross_entropy = nn.functional.cross_entropy
         if not model.training:
@@ -195,7 +244,7 @@ class ModularTrainer(Trainer):
 
     @torch.no_grad()
     def _observe(
-        self, phase: str, terms: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor], labels: torch.Tensor
+        self, phase: str, terms: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor], classes: torch.Tensor
     ) -> None:
         """Sum the terms of a batch on the device, weighted by its size; nothing waits for the device."""
         neurons = sum(gates.shape[-1] for gates in masks.values())
@@ -205,8 +254,8 @@ class ModularTrainer(Trainer):
         observed["neuron_retention"] = open_neurons / (batch_size * neurons)
         if phase == "eval":
             sample_masks = torch.cat([gates > 0 for gates in masks.values()], dim=1)
-            observed["cohesion"] = metrics.cohesion(sample_masks, labels)
-            observed["coupling"] = metrics.coupling(metrics.class_masks(sample_masks, labels, threshold=0.9)[1])
+            observed["cohesion"] = metrics.cohesion(sample_masks, classes)
+            observed["coupling"] = metrics.coupling(metrics.class_masks(sample_masks, classes, threshold=0.9)[1])
         for name, value in observed.items():
             known = torch.isfinite(value) if phase == "eval" else torch.ones_like(value, dtype=torch.bool)
             weight = known * batch_size  # batches without a pair of samples or of classes have no cohesion or coupling
@@ -269,10 +318,12 @@ class ModularTrainer(Trainer):
 
     def collect_statistics(self, dataset: Dataset | None = None) -> NeuronStatistics:
         """
-        Count the open gates per label and neuron, in one pass in evaluation mode.
+        Count the open gates per label and neuron, in one pass in evaluation mode; per group if `args.group_column` is
+        given. Groups have the names of the dataset's `ClassLabel` feature, or else are the integers found.
 
         Args:
-            dataset (`Dataset`, *optional*): labelled samples without augmentation. Defaults to the training set.
+            dataset (`Dataset`, *optional*): samples with labels, or groups, without augmentation. Defaults to the
+                training set.
 
         Returns:
             [`NeuronStatistics`]: the counts; `save_pretrained(folder)` keeps them beside the checkpoint.
@@ -280,9 +331,12 @@ class ModularTrainer(Trainer):
         dataset = self.train_dataset if dataset is None else dataset
         if dataset is None:
             raise NemoValueError("collect_statistics needs a dataset: there is no training set to default to.")
+        column = self.args.group_column
         return collect_statistics(
             self._unwrapped(self.model),
             self.get_test_dataloader(dataset),  # that of evaluation may be a cached one, of another dataset
+            labels_name="labels" if column is None else column,
+            names=None if column is None else group_names(dataset, column),
             gather=self.accelerator.gather_for_metrics if self.accelerator.num_processes > 1 else None,
             seed=self.args.seed,
             disable_tqdm=self.args.disable_tqdm,
@@ -314,4 +368,9 @@ class ModularTrainer(Trainer):
         """The card of transformers with what a modular model is, how it loads and what it measured."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            write_modular_card(self.args.output_dir, self._unwrapped(self.model), self.state.log_history)
+            write_modular_card(
+                self.args.output_dir,
+                self._unwrapped(self.model),
+                self.state.log_history,
+                group_column=self.args.group_column,
+            )

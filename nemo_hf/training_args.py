@@ -28,6 +28,8 @@ class ModularTrainingArguments(TrainingArguments):
         target_retention (`float`, *optional*, defaults to 0.07): mean gate from which the size term stops to pull, in
             (0, 1].
         mask_learning_rate (`float`, *optional*): learning rate of the mask generators. Defaults to `learning_rate`.
+        group_column (`str`, *optional*): column of the dataset whose groups of samples (integers or `ClassLabel`) get
+            neurons of their own, such as the domain or the language. Defaults to the labels of the task.
 
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: if a value is outside its range.
@@ -56,6 +58,10 @@ class ModularTrainingArguments(TrainingArguments):
     mask_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the mask generators. Defaults to the learning rate."}
     )
+    group_column: str | None = field(
+        default=None,
+        metadata={"help": "Column whose groups of samples get neurons of their own. Defaults to the task's labels."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,4 +76,9 @@ class ModularTrainingArguments(TrainingArguments):
         if not 0 < self.target_retention <= 1:
             raise NemoValueError(
                 f"target_retention is a share of neurons and must be in (0, 1], got {self.target_retention!r}."
+            )
+        if self.group_column in ("label", "label_ids", "labels", *(self.label_names or ())):
+            raise NemoValueError(
+                f"group_column names another column than the labels of the task, got {self.group_column!r}. Leave it "
+                "out: without it gates are organised by label."
             )

@@ -39,7 +39,7 @@ class Case:
 
     @property
     def is_decoder(self):
-        return "pad_token_id" in self.options
+        return "ForSequence" in self.model_class.__name__ and hasattr(self.config_class(), "use_cache")
 
     @property
     def has_two_heads(self):
@@ -58,6 +58,11 @@ class Case:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
+            for name, buffer in model.named_buffers():
+                if name.endswith("running_mean"):
+                    buffer.normal_(std=0.3)
+                elif name.endswith("running_var"):
+                    buffer.uniform_(0.5, 2)
         return model.eval()
 
     def masked(self, seed=0, paper=True, **options):
@@ -79,7 +84,7 @@ class Case:
         return {"input_ids": torch.where(mask == 1, tokens, pad), "attention_mask": mask}
 
 
-_CONVOLUTIONAL = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 2]}
+_CNN = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 2]}
 _DECODER = {**_TEXT, "num_key_value_heads": 2, "pad_token_id": 0}
 
 
@@ -128,12 +133,29 @@ CASES = [
         *_text("GPT2"),
         options={"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 50, "n_positions": 40, "pad_token_id": 0},
     ),
+    *_cases(*_image("ResNet"), options=_CNN, basic={"layer_type": "basic"}, bottleneck={"layer_type": "bottleneck"}),
+    *_cases(*_image("RegNet"), options={**_CNN, "groups_width": 4}, x={"layer_type": "x"}, y={"layer_type": "y"}),
     *_cases(
-        *_image("ResNet", "RegNet"),
-        options=_CONVOLUTIONAL,
-        **{},
+        *_image("ConvNext"),
+        options={"hidden_sizes": [16, 32], "depths": [1, 2], "num_stages": 2, "patch_size": 2, "image_size": 16},
+    ),
+    *_cases(
+        *_image("MobileNetV2"),
+        options={"depth_multiplier": 0.25, "depth_divisible_by": 2, "min_depth": 4, "image_size": 16},
     ),
 ]
+
+
+def case_of(name):
+    """The case of a name as the tests show it."""
+    return next(case for case in CASES if str(case) == name)
+
+
+VIT, DEIT, DEIT_TEACHER, BERT = CASES[:4]
+RESNET = case_of("ResNetForImageClassification-bottleneck")
+LLAMA = case_of("LlamaForSequenceClassification")
+TEXT_CASES = [case for case in CASES if not case.is_image]
+ENCODER_CASES = [case for case in TEXT_CASES if not case.is_decoder]
 over_models = pytest.mark.parametrize("case", CASES, ids=str)
 over_text_models = pytest.mark.parametrize("case", TEXT_CASES, ids=str)
 over_two_models = pytest.mark.parametrize("case", [VIT, BERT], ids=str)
@@ -154,10 +176,12 @@ def close(actual, expected, tolerance=1e-5):
 @contextlib.contextmanager
 def gated_by_hooks(model, gates):
     """Multiply the outputs of plain layers by constants, without any code of nemo_hf."""
-    hooks = [
-        model.get_submodule(name).register_forward_hook(lambda _layer, _inputs, output, gate=gate: output * gate)
-        for name, gate in gates.items()
-    ]
+    hooks = []
+    for name, gate in gates.items():
+        layer = model.get_submodule(name)
+        if isinstance(layer, torch.nn.Conv2d):  # the gate multiplies the output of the norm behind it
+            layer, gate = model.get_submodule(name.replace(".convolution", ".normalization")), gate[:, None, None]
+        hooks.append(layer.register_forward_hook(lambda _layer, _inputs, output, gate=gate: output * gate))
     yield
     for hook in hooks:
         hook.remove()
@@ -172,11 +196,17 @@ def naive_gates(masks, gates, labels):
     return held
 
 
+def num_neurons(model, name):
+    """Neurons of a layer; linear layers, those of GPT-2 and convolutions call them differently."""
+    layer = model.get_submodule(name)
+    return next(getattr(layer, size) for size in ("out_features", "out_channels", "nf") if hasattr(layer, size))
+
+
 def random_masks(model, keep=(0.3, 0.5, 0.2, 0.6, 0.1), seed=1, skip_first_blocks=1):
     """Random masks and gates as plain dictionaries: label → layer → tensor; `keep` is the share kept per label."""
     generator = torch.Generator().manual_seed(seed)
     names = list_maskable_layers(model, ModularConfig(skip_first_blocks=skip_first_blocks))
-    sizes = {name: model.get_submodule(name).out_features for name in names}
+    sizes = {name: num_neurons(model, name) for name in names}
     masks = {
         label: {name: torch.rand(size, generator=generator) < share for name, size in sizes.items()}
         for label, share in zip(LABELS, keep, strict=True)

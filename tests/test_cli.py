@@ -11,7 +11,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PillowImage
 
-from nemo_hf import cli, demo
+from nemo_hf import NeuronStatistics, cli, demo
 
 
 LABELS = ["dark", "light", "striped"]
@@ -30,13 +30,15 @@ IMAGE_MODEL = ["--model_type", "vit", "--config_overrides", f"{SIZES},image_size
 TEXT_MODEL = ["--model_type", "bert", "--train_tokenizer", "--vocab_size", "60", "--config_overrides", SIZES]
 
 
-def write_dataset(folder, column, feature, make):
-    """A folder that `load_dataset` reads, with 24 samples to train and 12 to test."""
+def write_dataset(folder, column, feature, make, **groups):
+    """A folder that `load_dataset` reads, 24 samples to train and 12 to test; `groups`: column → its two values."""
     rng = np.random.default_rng(0)
-    features = Features({column: feature, "label": ClassLabel(names=LABELS)})
+    more = {name: Value("string" if isinstance(values[0], str) else "int64") for name, values in groups.items()}
+    features = Features({column: feature, "label": ClassLabel(names=LABELS), **more})
     for split, size in (("train", 24), ("test", 12)):
         labels = [i % 3 for i in range(size)]
         columns = {column: [make(label, rng) for label in labels], "label": labels}
+        columns |= {name: [values[i // 3 % 2] for i in range(size)] for name, values in groups.items()}
         path = folder / f"{split}-00000-of-00001.parquet"
         DatasetDict({split: Dataset.from_dict(columns, features=features)})[split].to_parquet(str(path))
     return str(folder)
@@ -104,6 +106,25 @@ def test_text_path_with_a_new_tokenizer(tmp_path):
     assert cli.main(["train", *TEXT_MODEL, "--dataset_name", data, "--output_dir", model, *TRAINING]) == 0
     assert cli.main(["extract", model, "--labels", "dark", "light", "--output", module]) == 0
     assert cli.main(["evaluate", module, "--dataset_name", data]) == 0
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_train_by_group(kind, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    feature, make, groups = {"text": (Value("string"), write_text, ["web", "mail"]), "image": (Image(), draw, [7, 3])}[
+        kind
+    ]
+    data = write_dataset(tmp_path / "data", kind, feature, make, source=groups)
+    model = TEXT_MODEL if kind == "text" else IMAGE_MODEL
+    arguments = ["train", *model, "--dataset_name", data, "--output_dir", str(tmp_path / "model"), *TRAINING]
+    report = tmp_path / "report.json"
+    assert cli.main([*arguments, "--group_column", "source", "--json", str(report)]) == 0
+    statistics = NeuronStatistics.from_pretrained(tmp_path / "model")
+    assert (statistics.grouped_by, statistics.labels) == ("source", sorted(groups))
+    assert statistics.num_samples.tolist() == [12, 12]
+    assert 0 < json.loads(report.read_text())["single_group_retention"] <= 1
+    assert cli.main([*arguments, "--group_column", "origin"]) == 1
+    assert f"The dataset has no column 'origin'; it has {kind}, label, source" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,24 @@ from models import (
     gated_by_hooks,
     logits_of,
     naive_gates,
+    num_neurons,
     over_models,
     over_two_models,
     random_masks,
     state_copy,
 )
 
-from nemo_hf import ModularConfig, ModuleMasks, apply_masks, constant_gates, extract_module, hold_gates
+from nemo_hf import (
+    Attention,
+    ModularConfig,
+    ModuleMasks,
+    apply_masks,
+    constant_gates,
+    extract_module,
+    hold_gates,
+    list_maskable_layers,
+)
+from nemo_hf.architectures import resolve_parts
 
 
 LABEL_LISTS = [["cat"], ["elk", "ant"], [3, "bee", 0], list(range(5))]
@@ -44,28 +55,35 @@ def check_exact(case, parent, masks, gates, labels, kind, tolerance=1e-5):
 
 
 def edge_masks(edge, model):
-    """Random masks with one kind of edge in block 1, for every label."""
+    """Random masks with one kind of edge in the last block, for every label; `None` if the model has no such place."""
     masks, gates = random_masks(model)
+    if edge in ("everything kept", "nothing kept"):
+        for mask in masks.values():
+            for keep in mask.values():
+                keep.fill_(edge == "everything kept")
+        return masks, gates
+    names = list(masks["cat"])
+    attention = [part for _, part in resolve_parts(model) if isinstance(part, Attention)]
+    if edge in ("empty head", "no v", "no q"):
+        if not attention or (edge == "no q" and attention[-1].unit_norms):
+            return None
+        part = attention[-1]
+        width = num_neurons(model, part.output)
+        fused = 2 * width if part.query == part.value else 0
+        name = part.query if edge == "no q" else part.value
+        units = {
+            "empty head": slice(fused + 8, fused + 16),
+            "no v": slice(fused, None),
+            "no q": slice(0, width),
+        }[edge]
+        chosen = [(name, units)]
+    else:
+        last = names[-1].rpartition(".")[0].rpartition(".")[0]
+        block = [name for name in names if name.startswith(last)]
+        chosen = [(name, slice(None)) for name in ({"empty last layer": names[-1:], "empty block": block}[edge])]
     for mask in masks.values():
-        if edge == "everything kept":
-            for keep in mask.values():
-                keep.fill_(True)
-        elif edge == "nothing kept":
-            for keep in mask.values():
-                keep.fill_(False)
-        else:
-            roles = list(mask)[:6]  # q, k, v, o, up, down of block 1
-            chosen = {
-                "empty head": [(2, slice(8, 16))],
-                "no v": [(2, slice(None))],
-                "no q": [(0, slice(None))],
-                "empty attention output": [(3, slice(None))],
-                "empty up": [(4, slice(None))],
-                "empty down": [(5, slice(None))],
-                "empty block": [(i, slice(None)) for i in range(6)],
-            }[edge]
-            for role, units in chosen:
-                mask[roles[role]][units] = False
+        for name, units in chosen:
+            mask[name][units] = False
     return masks, gates
 
 
@@ -77,7 +95,7 @@ def test_module_of_a_modular_parent_is_exact(case, kind, labels):
     masks, gates = random_masks(parent)
     module = check_exact(case, parent, masks, gates, labels, kind)
     assert module(**case.inputs()).logits.shape == (4, len(labels))
-    assert not any("mask" in name for name in module.state_dict())
+    assert not any("mask_generator" in name for name in module.state_dict())
 
 
 @over_models
@@ -93,17 +111,26 @@ def test_module_of_a_plain_parent_is_exact_with_masks_made_by_hand(case, labels)
 @over_models
 @over_gates
 @pytest.mark.parametrize(
-    "edge",
-    ["empty head", "no v", "no q", "empty attention output", "empty up", "empty down", "empty block"]
-    + ["everything kept", "nothing kept"],
+    "edge", ["empty head", "no v", "no q", "empty last layer", "empty block", "everything kept", "nothing kept"]
 )
 def test_edges_are_exact(case, kind, edge):
     parent = case.masked()
-    masks, gates = edge_masks(edge, parent)
-    module = check_exact(case, parent, masks, gates, ["dog", "bee"], kind)
+    made = edge_masks(edge, parent)
+    if made is None:
+        pytest.skip("the model has no such place")
+    module = check_exact(case, parent, *made, ["dog", "bee"], kind)
     if edge == "everything kept":
-        shapes = module.config.nemo["shapes"]
-        assert shapes == {"linear": {}, "scatter": [], "attributes": {}}
+        assert module.config.nemo["shapes"] == {}
+
+
+@over_models
+def test_every_single_layer_may_be_empty(case):
+    parent = case.masked()
+    for name in list_maskable_layers(parent)[-8:]:
+        masks, _ = random_masks(parent)
+        for mask in masks.values():
+            mask[name].fill_(False)
+        check_exact(case, parent, masks, None, ["cat", "elk"], "binary")
 
 
 @over_models
@@ -114,7 +141,7 @@ def test_held_gates_and_hooks_agree(case, kind):
     masks, gates = random_masks(parent)
     held = constant_gates(parent, ModuleMasks(masks, gates), ["ant", "elk"], kind)
     expected = naive_gates(masks, gates if kind == "mean" else None, ["ant", "elk"])
-    assert list(held) == list(expected)
+    assert list(held) == list(expected) == list_maskable_layers(parent)
     for name, gate in held.items():
         torch.testing.assert_close(gate, expected[name], atol=1e-7, rtol=0)
     module = extract_module(parent, ModuleMasks(masks, gates), ["ant", "elk"], gates=kind)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from models import BERT, LABELS, VIT, module_masks, naive_gates, over_models, over_two_models, random_masks
+from models import BERT, CASES, LABELS, VIT, module_masks, naive_gates, over_models, over_two_models, random_masks
 
 from nemo_hf import ModuleMasks, NemoValueError, UnsupportedModelError, extract_module
 from nemo_hf.extraction import resolve_labels
@@ -15,6 +15,11 @@ from nemo_hf.metrics import count_flops, count_parameters
 
 
 HEADS, HEAD_SIZE = 4, 8
+# Six linear layers with biases in every block. The others are counted in test_family_shapes.py.
+DENSE = {"vit", "deit", "bert", "roberta", "distilbert", "dinov2", "xlm-roberta", "camembert", "electra"}
+over_dense_models = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.config_class.model_type in DENSE and case.variant != "swiglu"], ids=str
+)
 
 
 def expected_parameters(parent, held, labels):
@@ -37,7 +42,7 @@ def expected_parameters(parent, held, labels):
     return total - sum((5 - labels) * (head.in_features + 1) for head in heads_of_model)
 
 
-@over_models
+@over_dense_models
 def test_a_module_has_exactly_the_parameters_that_are_needed(case, tmp_path):
     parent = case.model()
     masks, gates = random_masks(parent)
@@ -56,7 +61,7 @@ def test_a_module_has_exactly_the_parameters_that_are_needed(case, tmp_path):
     assert {entry["dtype"] for name, entry in header.items() if not name.endswith(".index")} == {"F32"}
 
 
-@over_models
+@over_dense_models
 def test_attention_shrinks_and_a_removed_neuron_is_gone_from_both_sides(case):
     parent = case.model()
     masks, _ = random_masks(parent)

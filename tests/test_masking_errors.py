@@ -26,7 +26,7 @@ from nemo_hf.architectures import ARCHITECTURES
 def test_targets_that_match_nothing_and_targets_that_are_all_skipped_differ():
     model = VIT.model()
     with pytest.raises(
-        NemoValueError, match=r"\['classifier'\] matches no maskable layer.*attention.q_proj.*layers.0"
+        NemoValueError, match=r"\['classifier'\] matches no maskable layer.*layers.2.attention.q_proj.*other blocks"
     ):
         apply_masks(model, ModularConfig(target_modules=["classifier"]))
     with pytest.raises(NemoValueError, match="skip_first_blocks=3 excludes every layer.*the model has 3 blocks"):
@@ -49,11 +49,12 @@ def test_masks_go_on_once_and_come_off_once(case):
 
 
 def test_unknown_family_names_supported_nearest_and_remedy():
-    config = transformers.BeitConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
-    model = transformers.BeitForImageClassification(config)
-    text = (
-        "'beit' are not supported. Supported: bert, deit, distilbert, roberta, vit. Nearest: .*register_architecture"
+    config = transformers.YosoConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=50
     )
+    config.model_type = "de-it"  # no family has this name, and one a similar one
+    model = transformers.YosoForSequenceClassification(config)
+    text = "'de-it' are not supported. Supported: .*beit, bert, .*, vit.*. Nearest: .*register_architecture"
     with pytest.raises(UnsupportedModelError, match=text) as caught:
         apply_masks(model)
     assert "deit" in str(caught.value).partition("Nearest:")[2]
@@ -73,7 +74,7 @@ def test_a_model_wrapped_in_adapters_is_refused():
     with pytest.raises(UnsupportedModelError, match=r"wraps the model in adapters.*merge_and_unload"):
         apply_masks(model)
     with pytest.raises(
-        UnsupportedModelError, match="field 'query' names 'vit.layers.0.attention.q_proj'.*mask the model"
+        UnsupportedModelError, match="field 'attention.query' names 'vit.layers.0.attention.q_proj'.*mask the model"
     ):
         apply_masks(model.get_base_model())
 
@@ -162,7 +163,7 @@ def test_register_architecture_checks_its_entry(monkeypatch):
     with pytest.raises(NemoValueError, match="no configuration with model type 'nonesuch'.*AutoConfig.register"):
         register_architecture(Architecture(model_type="nonesuch", heads=entry.heads, **fields))
     with pytest.raises(NemoValueError, match="names no model class"):
-        register_architecture(Architecture(model_type="beit", heads={}, **fields))
+        register_architecture(Architecture(model_type="bit", heads={}, **fields))
     wrong = Architecture(model_type="vit", heads=entry.heads, **{**fields, "blocks": "vit.blocks"})
     register_architecture(wrong, exist_ok=True)
     with pytest.raises(

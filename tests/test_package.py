@@ -11,9 +11,9 @@ import nemo_hf
 
 
 FLOORS = [
-    {"errors", "config", "metrics", "slim"},
-    {"files", "architectures", "layers", "objectives", "slicing"},
-    {"masking", "training_args", "module_masks", "model_card"},
+    {"errors", "config", "labels", "groups", "slim"},
+    {"metrics", "files", "architectures", "layers", "objectives", "slicing"},
+    {"families", "cutting", "masking", "training_args", "module_masks", "model_card"},
     {"statistics", "extraction", "auto", "hub"},
     {"trainer", "tasks"},
     {"demo"},

@@ -26,6 +26,7 @@ from nemo_hf import (
     record_masks,
     register_architecture,
     remove_masks,
+    save_module,
 )
 from nemo_hf.architectures import ARCHITECTURES, maskable_layers
 from nemo_hf.errors import NemoValueError, UnsupportedModelError
@@ -416,7 +417,7 @@ def test_reloaded_in_a_fresh_process_bit_for_bit(tmp_path):
         module = extract_module(
             parent, ModuleMasks(dict.fromkeys(LABELS, masks), dict.fromkeys(LABELS, gates)), ["elk"]
         )
-        module.save_pretrained(folder / "module")
+        save_module(module, folder / "module")
         parent.save_pretrained(folder / "parent")
         save_file(inputs, folder / "inputs")
         (folder / "auto").write_text(case.auto_name)
@@ -428,6 +429,7 @@ def test_reloaded_in_a_fresh_process_bit_for_bit(tmp_path):
     results, facts = load_file(tmp_path / "results"), json.loads((tmp_path / "facts.json").read_text())
     assert [name for name in expected if not torch.equal(results[name], expected[name])] == []
     for case in CASES:
+        assert f"import {case.auto_name}, pipeline" in (tmp_path / str(case) / "module" / "README.md").read_text()
         nested = {"CLIP": ["clip_vision_model"], "Siglip": ["siglip_vision_model"]}.get(case.name, [])
         assert facts[str(case)] == {
             "loading": [],

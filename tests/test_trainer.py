@@ -311,7 +311,7 @@ def test_argument_values_are_checked(options, text, tmp_path):
 
 def test_arguments_parse_from_the_command_line_and_have_help(tmp_path):
     own = {"objective": "nemo", "alpha": 0.25, "temperature": 0.5, "compactness": 2.0, "target_retention": 0.3}
-    own["mask_learning_rate"] = 0.01
+    own |= {"mask_learning_rate": 0.01, "group_column": "domain"}
     command = [part for name, value in own.items() for part in (f"--{name}", str(value))]
     parser = HfArgumentParser(ModularTrainingArguments)
     (args,) = parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--use_cpu", "true", *command])
