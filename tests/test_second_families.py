@@ -104,7 +104,8 @@ class Case:
 _COMMON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 _IMAGE = {**_COMMON, "image_size": 32, "patch_size": 16}
 _TEXT = {**_COMMON, "vocab_size": 60, "max_position_embeddings": 40, "pad_token_id": 0}
-_WINDOWS = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 2, "image_size": 32}
+# Grids of 8 and 4 tokens: their windows are padded, every second block shifts them.
+_WINDOWS = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 3, "image_size": 32}
 _PYRAMID = {
     "image_size": 32,
     "num_encoder_blocks": 2,
