@@ -12,10 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .architectures import (
-    Attention,
-    Chain,
-    FeedForward,
+from .architectures import Attention, Chain, FeedForward
+from .resolution import (
     constant_at_zero,
     is_depthwise,
     is_grouped,
@@ -96,24 +94,39 @@ class _Cutter:
         elif len(groups) == 0:
             groups = torch.tensor([0])  # transformers' attention needs a head: zero units, whose output is zero
         scores = self._score_units(part, query, key, groups)
-        size = max(1, int(scores[groups].sum(1).max()), int(value[groups].sum(1).max()))
+        size, value_size = (max(1, int(units[groups].sum(1).max())) for units in (scores, value))
+        if not part.own_value_size:
+            size = value_size = max(size, value_size)
         if part.rotary:
-            size += size % 2
+            size = value_size = size + size % 2
         score_index = self._score_index(part, scores, groups, size)
-        value_index = padded_heads(value, groups, size)
+        value_index = padded_heads(value, groups, value_size)
         query_index = _per_query_head(score_index, per_group, head_size, size)
         scale = math.sqrt(size / head_size) if part.inline_scale else 1.0
         self._write_projections(part, (query_index, score_index, value_index), (gates[0] * scale, *gates[1:]))
-        self._residual_write(part.output, _per_query_head(value_index, per_group, head_size, size))
+        self._residual_write(part.output, _per_query_head(value_index, per_group, head_size, value_size))
         num_heads = len(groups) * per_group
         if (num_heads, size) != (num_groups * per_group, head_size):
             attributes = dict.fromkeys(part.num_heads, num_heads) | dict.fromkeys(part.head_size, size)
             self.shapes["attributes"][part.layer] = attributes | dict.fromkeys(part.all_head_size, num_heads * size)
-        heads = (groups[:, None] * per_group + torch.arange(per_group)).flatten()
+        if num_heads < num_groups * per_group:
+            heads = (groups[:, None] * per_group + torch.arange(per_group)).flatten()
+            self._cut_heads(part, heads, num_groups * per_group)
+
+    def _cut_heads(self, part: Attention, heads: torch.Tensor, num_heads: int) -> None:
+        """What else belongs to single heads: only that of the kept ones."""
         for name in part.head_biases:
             self.tensors[name] = take_columns(self.tensors[name], heads)
-            if len(heads) < num_groups * per_group:
+            self.shapes["parameters"][name] = list(self.tensors[name].shape)
+        for name in part.head_rows:
+            is_parameter = name in self.tensors
+            per_head = len(self.tensors[name if is_parameter else f"{name}.weight"]) // num_heads
+            rows = (heads[:, None] * per_head + torch.arange(per_head)).flatten()
+            if is_parameter:
+                self.tensors[name] = take_rows(self.tensors[name], rows)
                 self.shapes["parameters"][name] = list(self.tensors[name].shape)
+            else:
+                self._cut_layer(name, rows=rows)
 
     def _projection_gates(self, part: Attention, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if part.query == part.key:
@@ -126,6 +139,8 @@ class _Cutter:
         """Units of the score product that are needed, `(num_groups, head_size)`."""
         if part.unit_norms:
             return torch.ones_like(key)
+        if part.cosine:
+            return key | query.any(1)  # a unit that only one side has is part of that side's norm
         if not part.rotary:
             return key & query.any(1)  # a unit counts only if both sides have it
         # A rotation mixes units i and i + head_size / 2, and all heads of the layer share its angles.

@@ -12,12 +12,12 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from . import metrics, slim
-from .architectures import maskable_layers, resolve_architecture
 from .config import MODULE_KIND
 from .cutting import cut
 from .errors import NemoValueError
 from .masking import masked_layers
 from .module_masks import Label, ModuleMasks
+from .resolution import maskable_layers, resolve_architecture
 
 
 def extract_module(

@@ -33,6 +33,15 @@ _BERT_ATTENTION = Attention(
 _BERT_FEED_FORWARD = FeedForward(
     up="intermediate.dense", activation="intermediate.intermediate_act_fn", down="output.dense"
 )
+_CLIP_ATTENTION = Attention(
+    layer="self_attn",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    output="self_attn.out_proj",
+    num_heads=("num_heads",),
+    head_size=("head_dim",),
+)
 _LLAMA_ATTENTION = Attention(
     layer="self_attn",
     query="self_attn.q_proj",
@@ -67,6 +76,13 @@ _IMAGE = [
         feed_forward=_VIT_FEED_FORWARD,
     ),
     Architecture(
+        model_type="vit_msn",
+        heads={"ViTMSNForImageClassification": ("classifier",)},
+        blocks="vit.layers.*",
+        attention=_VIT_ATTENTION,
+        feed_forward=_VIT_FEED_FORWARD,
+    ),
+    Architecture(
         model_type="deit",
         heads={
             "DeiTForImageClassification": ("classifier",),
@@ -93,6 +109,61 @@ _IMAGE = [
         blocks="dinov2.encoder.layer.*",
         attention=_VIT_ATTENTION,
         feed_forward=(_VIT_FEED_FORWARD, _LLAMA_FEED_FORWARD),
+    ),
+    *(
+        Architecture(
+            model_type=model_type,
+            heads={f"{name}ForImageClassification": ("classifier",)},
+            blocks="vision_model.encoder.layers.*",
+            attention=_CLIP_ATTENTION,
+            feed_forward=_VIT_FEED_FORWARD,
+        )
+        for model_type, name in (("clip", "CLIP"), ("siglip", "Siglip"))
+    ),
+    Architecture(
+        model_type="swin",
+        heads={"SwinForImageClassification": ("classifier",)},
+        blocks="swin.encoder.layers.*.blocks.*",
+        attention=dataclasses.replace(
+            _VIT_ATTENTION,
+            head_biases=("attention.relative_position_bias.relative_position_bias_table",),
+            windowed=True,
+        ),
+        feed_forward=_VIT_FEED_FORWARD,
+    ),
+    Architecture(
+        model_type="swinv2",
+        heads={"Swinv2ForImageClassification": ("classifier",)},
+        blocks="swinv2.encoder.layers.*.blocks.*",
+        attention=dataclasses.replace(
+            _BERT_ATTENTION,
+            head_rows=("attention.self.logit_scale", "attention.self.continuous_position_bias_mlp.2"),
+            cosine=True,
+            windowed=True,
+        ),
+        feed_forward=_BERT_FEED_FORWARD,
+    ),
+    Architecture(
+        model_type="pvt_v2",
+        heads={"PvtV2ForImageClassification": ("classifier",)},
+        blocks="pvt_v2.encoder.layers.*.blocks.*",
+        attention=Attention(
+            layer="attention",
+            query="attention.query",
+            key="attention.key",
+            value="attention.value",
+            output="attention.proj",
+            num_heads=("num_attention_heads",),
+            head_size=("attention_head_size",),
+            all_head_size=("all_head_size",),
+            reasons=dict.fromkeys(
+                ("query", "key", "value"),
+                "its forward pass expects the heads to be as wide together as the residual stream",
+            ),
+        ),
+        feed_forward=FeedForward(
+            up="mlp.dense1", depthwise="mlp.dwconv.dwconv", activation="mlp.intermediate_act_fn", down="mlp.dense2"
+        ),
     ),
     Architecture(
         model_type="resnet",
@@ -145,6 +216,36 @@ _IMAGE = [
                 path="mobilenet_v2.layer.*",
             ),
             Chain((_conv_layer("mobilenet_v2.conv_1x1"),), reader="classifier"),
+        ),
+    ),
+    Architecture(
+        model_type="efficientnet",
+        heads={"EfficientNetForImageClassification": ("classifier",)},
+        chains=(
+            Chain((Convolution("convolution", "batchnorm", "activation"),), path="efficientnet.embeddings"),
+            Chain(
+                (
+                    Convolution("expansion.expand_conv", "expansion.expand_bn", "expansion.expand_act", optional=True),
+                    Convolution(
+                        "depthwise_conv.depthwise_conv",
+                        "depthwise_conv.depthwise_norm",
+                        "depthwise_conv.depthwise_act",
+                        squeeze_excite=("squeeze_excite.reduce", "squeeze_excite.expand"),
+                    ),
+                    Convolution("projection.project_conv", "projection.project_bn"),
+                ),
+                path="efficientnet.encoder.blocks.*",
+            ),
+            Chain(
+                (
+                    Convolution(
+                        "efficientnet.encoder.top_conv",
+                        "efficientnet.encoder.top_bn",
+                        "efficientnet.encoder.top_activation",
+                    ),
+                ),
+                reader="classifier",
+            ),
         ),
     ),
 ]
@@ -217,6 +318,38 @@ _TEXT = [
         ),
         feed_forward=FeedForward(up="mlp.Wi", gate="mlp.Wi", activation="mlp.act", down="mlp.Wo"),
     ),
+    Architecture(
+        model_type="deberta-v2",
+        heads={"DebertaV2ForSequenceClassification": ("classifier",)},
+        blocks="deberta.encoder.layer.*",
+        attention=dataclasses.replace(
+            _BERT_ATTENTION,
+            query="attention.self.query_proj",
+            key="attention.self.key_proj",
+            value="attention.self.value_proj",
+            head_rows=("attention.self.pos_query_proj", "attention.self.pos_key_proj"),
+            own_value_size=True,
+            reasons=dict.fromkeys(
+                ("query", "key"),
+                "relative positions share it or meet its units in the scores, and they have no gates",
+            ),
+        ),
+        feed_forward=_BERT_FEED_FORWARD,
+    ),
+    Architecture(
+        model_type="eurobert",
+        heads={"EuroBertForSequenceClassification": ("classifier",)},
+        blocks="model.layers.*",
+        attention=_LLAMA_ATTENTION,
+        feed_forward=_LLAMA_FEED_FORWARD,
+    ),
+    Architecture(
+        model_type="nomic_bert",
+        heads={"NomicBertForSequenceClassification": ("classifier",)},
+        blocks="nomic_bert.layers.*",
+        attention=_LLAMA_ATTENTION,
+        feed_forward=_LLAMA_FEED_FORWARD,
+    ),
 ]
 
 # ---- Text: decoders as sequence classifiers ----
@@ -255,5 +388,53 @@ _DECODERS = [
     ),
 ]
 
-for _entry in _IMAGE + _TEXT + _DECODERS:
+# ---- Audio ----
+
+
+def _speech(model_type: str, prefix: str, class_name: str, **attention: object) -> Architecture:
+    """Wav2Vec2 and its kin. Their attention_mask is over samples of sound; the encoder gets the one over frames."""
+    return Architecture(
+        model_type=model_type,
+        heads={f"{class_name}ForSequenceClassification": ("classifier",)},
+        blocks=f"{prefix}.encoder.layers.*",
+        attention=Attention(
+            layer="attention",
+            query="attention.q_proj",
+            key="attention.k_proj",
+            value="attention.v_proj",
+            output="attention.out_proj",
+            num_heads=("num_heads",),
+            head_size=("head_dim",),
+            **attention,
+        ),
+        feed_forward=FeedForward(
+            up="feed_forward.intermediate_dense",
+            activation="feed_forward.intermediate_act_fn",
+            down="feed_forward.output_dense",
+        ),
+        encoder=f"{prefix}.encoder",
+    )
+
+
+_AUDIO = [
+    Architecture(
+        model_type="audio-spectrogram-transformer",
+        heads={"ASTForAudioClassification": ("classifier.dense",)},
+        blocks="audio_spectrogram_transformer.layers.*",
+        attention=_VIT_ATTENTION,
+        feed_forward=_VIT_FEED_FORWARD,
+    ),
+    _speech("wav2vec2", "wav2vec2", "Wav2Vec2"),
+    _speech("hubert", "hubert", "Hubert"),
+    _speech(
+        "wavlm",
+        "wavlm",
+        "WavLM",
+        reasons=dict.fromkeys(
+            ("query", "key", "value", "output"), "the forward pass uses its weights without calling it"
+        ),
+    ),
+]
+
+for _entry in _IMAGE + _TEXT + _DECODERS + _AUDIO:
     register_architecture(_entry)

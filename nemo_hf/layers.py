@@ -25,12 +25,13 @@ class MaskState:
     What the masked layers of one model share during a forward pass: which tokens are real, where gates are recorded,
     and gates that are held constant.
 
-    A pre-hook of the model fills in the tokens; they stay until the next forward pass, because gradient checkpointing
-    computes gates again during the backward pass. Plain Python attributes: nothing of this enters the state dict.
+    A pre-hook of the model (or of its encoder, where only that sees the mask over tokens) fills in the tokens; they
+    stay until the next forward pass, because gradient checkpointing computes gates again during the backward pass.
+    Plain Python attributes: nothing of this enters the state dict.
 
     Args:
-        mask_position (`int` or `None`): position of `attention_mask` among the positional arguments of the model's
-            forward.
+        mask_position (`int` or `None`): position of `attention_mask` among the positional arguments of the forward
+            that the hook precedes.
     """
 
     def __init__(self, mask_position: int | None):

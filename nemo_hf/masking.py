@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from .architectures import MaskableLayer, maskable_layers
 from .config import MODULAR_KIND, ModularConfig
 from .errors import NemoRuntimeError, NemoValueError, UnsupportedModelError
 from .layers import GatedBatchNorm2d, MaskedConv1D, MaskedConv2d, MaskedLayer, MaskedLinear, MaskGenerator, MaskState
+from .resolution import MaskableLayer, maskable_layers, resolve_architecture
 from .slim import layer_sizes
 
 
@@ -56,9 +56,34 @@ def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> 
     if is_masked(model):
         raise NemoValueError("The model has masks already; call `remove_masks(model)` first to put on others.")
     layers = _chosen_layers(model, config)
+    _refuse_partial_passes(model, layers)
+    if is_modular_checkpoint(model.config):
+        logger.warning(
+            "The checkpoint of this model has mask generators, but it was loaded as a plain model without them; new "
+            "ones are drawn. Load it with `AutoModularModel.from_pretrained` to keep them."
+        )
+    encoder = model.get_submodule(resolve_architecture(model).encoder)
+    forward_arguments = list(inspect.signature(encoder.forward).parameters)
+    state = MaskState(forward_arguments.index("attention_mask") if "attention_mask" in forward_arguments else None)
+    for layer in layers:
+        _mask_layer(model, layer, config, state)
+        state.layers.append(layer.name)
+    encoder.register_forward_pre_hook(state.before_forward, with_kwargs=True)
+    model.config.nemo = config.to_dict()
+    return model
+
+
+def _refuse_partial_passes(model: PreTrainedModel, layers: list[MaskableLayer]) -> None:
+    """A gate needs its layer to be called once in every forward pass, with whole sequences."""
     if getattr(model.config, "chunk_size_feed_forward", 0):
         raise UnsupportedModelError(
             "The model splits sequences (`config.chunk_size_feed_forward`), but a gate needs whole ones. Set it to 0."
+        )
+    if getattr(model.config, "layerdrop", 0):
+        raise UnsupportedModelError(
+            f"The model skips whole blocks at random while it trains (`config.layerdrop={model.config.layerdrop}`), "
+            "but a gate needs its layer to be called. Set it to 0, or load the model with `from_pretrained(..., "
+            "layerdrop=0.0)`."
         )
     for layer in layers:
         if hasattr(model.get_submodule(layer.name), "_hf_hook"):
@@ -67,19 +92,6 @@ def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> 
                 "then dispatch it; a saved modular model loads with `AutoModularModel.from_pretrained(..., "
                 "device_map=...)`."
             )
-    if is_modular_checkpoint(model.config):
-        logger.warning(
-            "The checkpoint of this model has mask generators, but it was loaded as a plain model without them; new "
-            "ones are drawn. Load it with `AutoModularModel.from_pretrained` to keep them."
-        )
-    forward_arguments = list(inspect.signature(model.forward).parameters)
-    state = MaskState(forward_arguments.index("attention_mask") if "attention_mask" in forward_arguments else None)
-    for layer in layers:
-        _mask_layer(model, layer, config, state)
-        state.layers.append(layer.name)
-    model.register_forward_pre_hook(state.before_forward, with_kwargs=True)
-    model.config.nemo = config.to_dict()
-    return model
 
 
 def remove_masks(model: PreTrainedModel) -> PreTrainedModel:
@@ -96,10 +108,11 @@ def remove_masks(model: PreTrainedModel) -> PreTrainedModel:
         [`~nemo_hf.errors.NemoValueError`]: if the model has no masks.
     """
     state = mask_state(model)
-    for key, hook in list(model._forward_pre_hooks.items()):
+    encoder = model.get_submodule(resolve_architecture(model).encoder)
+    for key, hook in list(encoder._forward_pre_hooks.items()):
         if getattr(hook, "__self__", None) is state:
-            del model._forward_pre_hooks[key]
-            model._forward_pre_hooks_with_kwargs.pop(key, None)
+            del encoder._forward_pre_hooks[key]
+            encoder._forward_pre_hooks_with_kwargs.pop(key, None)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, MaskedLayer | GatedBatchNorm2d):
             _replace(model, name, layer.unmasked())

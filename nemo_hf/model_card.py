@@ -26,7 +26,8 @@ CITATION = """```bibtex
 
 def pipeline_task(model: PreTrainedModel) -> str:
     """The task name under which `pipeline` and the Hub know a classifier."""
-    return "image-classification" if model.main_input_name == "pixel_values" else "text-classification"
+    tasks = {"pixel_values": "image-classification", "input_values": "audio-classification"}
+    return tasks.get(model.main_input_name, "text-classification")
 
 
 def module_card(module: PreTrainedModel, metrics: Mapping[str, Any] | None = None) -> ModelCard:
@@ -41,11 +42,11 @@ def module_card(module: PreTrainedModel, metrics: Mapping[str, Any] | None = Non
         `ModelCard`: with metadata for the Hub.
     """
     nemo = module.config.nemo
-    auto_class = (
-        "AutoModelForImageClassification"
-        if pipeline_task(module) == "image-classification"
-        else "AutoModelForSequenceClassification"
-    )
+    auto_class = {
+        "image-classification": "AutoModelForImageClassification",
+        "audio-classification": "AutoModelForAudioClassification",
+        "text-classification": "AutoModelForSequenceClassification",
+    }[pipeline_task(module)]
     parent = nemo["parent"]["name_or_path"]
     parent = parent if parent and not os.path.exists(parent) else None  # a local folder means nothing to a reader
     rows = [

@@ -32,6 +32,7 @@ from nemo_hf import (
     register_architecture,
     remove_masks,
 )
+from nemo_hf.resolution import maskable_layers
 
 
 ROOT = Path(__file__).parent.parent
@@ -272,7 +273,7 @@ def test_an_entry_that_does_not_fit_says_where(register, chain, head, message):
 def test_every_step_at_the_top_level_is_a_block(register):
     register(*(Chain((Convolution(f"layers.{i}.convolution", norm=f"layers.{i}.norm"),)) for i in (0, 2, 4)))
     model = tiny("simcnn")
-    assert [layer.block for layer in architectures.maskable_layers(model)] == [0, 1, 2]
+    assert [layer.block for layer in maskable_layers(model)] == [0, 1, 2]
     assert list_maskable_layers(model) == ["layers.2.convolution", "layers.4.convolution"]
 
 

@@ -28,7 +28,7 @@ from nemo_hf import (
     hold_gates,
     list_maskable_layers,
 )
-from nemo_hf.architectures import resolve_parts
+from nemo_hf.resolution import resolve_parts
 
 
 LABEL_LISTS = [["cat"], ["elk", "ant"], [3, "bee", 0], list(range(5))]

@@ -54,7 +54,7 @@ def test_unknown_family_names_supported_nearest_and_remedy():
     )
     config.model_type = "de-it"  # no family has this name, and one a similar one
     model = transformers.YosoForSequenceClassification(config)
-    text = "'de-it' are not supported. Supported: beit, bert, .*, vit.*. Nearest: .*register_architecture"
+    text = "'de-it' are not supported. Supported: .*beit, bert, .*, vit.*. Nearest: .*register_architecture"
     with pytest.raises(UnsupportedModelError, match=text) as caught:
         apply_masks(model)
     assert "deit" in str(caught.value).partition("Nearest:")[2]
@@ -155,8 +155,8 @@ def test_config_of_something_else_is_refused():
 
 
 def test_register_architecture_checks_its_entry(monkeypatch):
-    monkeypatch.setattr("nemo_hf.architectures.ARCHITECTURES", dict(ARCHITECTURES))
     entry = ARCHITECTURES["vit"]
+    monkeypatch.setitem(ARCHITECTURES, "vit", entry)  # comes back after the test
     fields = {"attention": entry.attention, "feed_forward": entry.feed_forward, "blocks": entry.blocks}
     with pytest.raises(NemoValueError, match="'vit' is registered already; pass exist_ok=True"):
         register_architecture(entry)

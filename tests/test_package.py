@@ -13,7 +13,8 @@ import nemo_hf
 FLOORS = [
     {"errors", "config", "labels", "groups", "slim"},
     {"metrics", "files", "architectures", "layers", "objectives", "slicing"},
-    {"families", "cutting", "masking", "training_args", "module_masks", "model_card"},
+    {"families", "resolution", "training_args", "module_masks", "model_card"},
+    {"cutting", "masking"},
     {"statistics", "extraction", "auto", "hub"},
     {"trainer", "tasks"},
     {"demo"},

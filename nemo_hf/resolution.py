@@ -1,0 +1,374 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""Find the layers of a model that its entry in the architecture table names, and compare the two."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from . import architectures, slim
+from .architectures import (
+    ATTENTION_ROLES,
+    UNSUPPORTED,
+    Architecture,
+    Attention,
+    Chain,
+    Convolution,
+    FeedForward,
+    Part,
+)
+from .errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class MaskableLayer:
+    """
+    A layer that the table names.
+
+    Args:
+        name (`str`): in `model.named_modules()`.
+        block (`int`): the number of its block, in forward order.
+        group (`str`): `"attention"`, `"ffn"` or `"convolution"`.
+        norm (`str`, *optional*): the batch norm whose output its gates multiply, instead of its own.
+        windowed (`bool`): whether it sees windows as samples.
+        reason (`str`, *optional*): why this model cannot be cut there, so that the layer is not masked.
+    """
+
+    name: str
+    block: int
+    group: Literal["attention", "ffn", "convolution"]
+    norm: str | None = None
+    windowed: bool = False
+    reason: str | None = None
+
+
+def resolve_architecture(model: nn.Module) -> Architecture:
+    """
+    The entry of a model's family.
+
+    Raises:
+        [`~nemo_hf.errors.UnsupportedModelError`]: if the model is wrapped, of an unknown family, or of a class without
+            a classification head.
+    """
+    if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} wraps the model in adapters. Merge them first (`model.merge_and_unload()`)."
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"Expected a transformers `PreTrainedModel`, got {type(model).__name__}. Pass the model itself, without "
+            f"wrappers."
+        )
+    model_type, class_name = model.config.model_type, type(model).__name__
+    if model_type.startswith(slim.MODEL_TYPE_PREFIX):
+        raise UnsupportedModelError(f"{class_name} is a module already. Masks and further cuts start from its parent.")
+    if model_type in UNSUPPORTED:
+        raise UnsupportedModelError(f"Models of type {model_type!r} cannot be supported: {UNSUPPORTED[model_type]}.")
+    if model_type not in architectures.ARCHITECTURES:
+        near = difflib.get_close_matches(model_type, architectures.ARCHITECTURES, n=2, cutoff=0.5)
+        raise UnsupportedModelError(
+            f"Models of type {model_type!r} are not supported. Supported: "
+            f"{', '.join(sorted(architectures.ARCHITECTURES))}."
+            + (f" Nearest: {', '.join(near)}." if near else "")
+            + " Describe another family with an `Architecture` entry and `nemo_hf.register_architecture`."
+        )
+    architecture = architectures.ARCHITECTURES[model_type]
+    if class_name not in architecture.heads:
+        raise UnsupportedModelError(
+            f"{class_name} has no classification head that can be cut. Supported classes of {model_type!r}: "
+            f"{', '.join(architecture.heads)}."
+        )
+    return architecture
+
+
+def resolve_parts(model: PreTrainedModel) -> list[tuple[int, Part]]:
+    """
+    The parts of a model with the number of their block, in forward order; all paths are those of the model.
+
+    Raises:
+        [`~nemo_hf.errors.UnsupportedModelError`]: if the model has no entry, or does not have what its entry names.
+    """
+    return _Resolver(resolve_architecture(model), model).parts()
+
+
+def maskable_layers(model: PreTrainedModel) -> list[MaskableLayer]:
+    """The layers that the table names, in forward order: the maskable ones, and with a `reason` those that are not."""
+    layers = {}
+    for block, part in resolve_parts(model):
+        find = {Attention: _attention_layers, FeedForward: _feed_forward_layers, Chain: _chain_layers}[type(part)]
+        for layer in find(model, block, part):
+            layers.setdefault(layer.name, layer)
+    return list(layers.values())
+
+
+def constant_at_zero(model: nn.Module, activation: str | None) -> float:
+    """The output of an element-wise activation for the input zero; 0 without one."""
+    if activation is None:
+        return 0.0
+    with torch.no_grad():  # on the CPU even where transformers makes a model on the meta device
+        return model.get_submodule(activation)(torch.zeros(1, device="cpu")).item()
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether a convolution computes every channel from the one channel of the same number."""
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels > 1
+
+
+def is_grouped(layer: nn.Module) -> bool:
+    """Whether a convolution has groups of channels, other than a depthwise one."""
+    return isinstance(layer, nn.Conv2d) and layer.groups > 1 and not is_depthwise(layer)
+
+
+def _attention_layers(model: nn.Module, block: int, part: Attention) -> Iterator[MaskableLayer]:
+    normalised = (
+        f"{type(model.get_submodule(part.unit_norms[0])).__name__} normalises the units of each head, so that single "
+        "ones cannot be removed"
+        if part.unit_norms
+        else None
+    )
+    for role in ATTENTION_ROLES:
+        path: str = getattr(part, role)
+        reason = part.reasons.get(role, None if path in (part.value, part.output) else normalised)
+        yield MaskableLayer(path, block, "attention", windowed=part.windowed, reason=reason)
+
+
+def _feed_forward_layers(model: nn.Module, block: int, part: FeedForward) -> Iterator[MaskableLayer]:
+    reason = None
+    if part.gate is None and model.get_submodule(part.down).bias is None:
+        if part.depthwise is not None or constant_at_zero(model, part.activation) != 0:
+            reason = f"what a removed unit leaves behind the activation needs a bias of {part.down}"
+    for path in (part.gate, part.up):
+        if path is not None:
+            yield MaskableLayer(path, block, "ffn", reason=reason)
+    yield MaskableLayer(part.down, block, "ffn")
+
+
+def _chain_layers(model: nn.Module, block: int, part: Chain) -> Iterator[MaskableLayer]:
+    layers = [model.get_submodule(step.layer) for step in part.steps]
+    for i, (step, layer) in enumerate(zip(part.steps, layers, strict=True)):
+        following = layers[i + 1] if i + 1 < len(layers) else None
+        reason = None
+        if following is not None and is_depthwise(following):
+            reason = f"shares the gates of {part.steps[i + 1].layer}, which follows it channel by channel"
+        elif i == 0 and layer_groups(layer) > 1:
+            reason = "reads the residual stream in groups of channels, which keeps its width"
+        elif following is None and part.reader is None and layer_groups(layer) > 1:
+            reason = "writes to the residual stream in groups of channels"
+        elif (following is not None or part.reader) and constant_at_zero(model, step.activation) != 0:
+            name = type(model.get_submodule(step.activation)).__name__
+            reason = f"a closed channel is not zero behind {name}, whose output for zero is not zero"
+        yield MaskableLayer(
+            step.layer,
+            block + (0 if part.path else i),
+            "ffn" if isinstance(layer, nn.Linear) else "convolution",
+            norm=step.norm,
+            reason=reason,
+        )
+
+
+def layer_groups(layer: nn.Module) -> int:
+    """Groups of channels; 1 for a linear layer."""
+    return layer.groups if isinstance(layer, nn.Conv2d) else 1
+
+
+class _Resolver:
+    """Compares an entry with a model: every path and attribute is there and of the right kind."""
+
+    def __init__(self, architecture: Architecture, model: PreTrainedModel):
+        self.architecture = architecture
+        self.model = model
+        self.layers = dict(model.named_modules())
+        self.parameters = dict(model.named_parameters())
+
+    def parts(self) -> list[tuple[int, Part]]:
+        for path in self.architecture.heads[type(self.model).__name__]:
+            self._require("heads", path, nn.Linear)
+        found: list[tuple[int, Part]] = []
+        block = 0
+        if self.architecture.blocks:
+            for prefix in self._expand("blocks", self.architecture.blocks):
+                found.extend((block, part) for part in self._transformer_block(prefix))
+                block += 1
+        for path, chains in itertools.groupby(self.architecture.chains, key=lambda chain: chain.path):
+            chains = list(chains)
+            for prefix in self._expand("chains.path", path) if path else [""]:
+                resolved = [part for part in (self._chain(prefix, chain) for chain in chains) if part.steps]
+                for part in resolved:
+                    found.append((block, part))
+                    block += 0 if path else len(part.steps)
+                block += 1 if path else 0
+        return found
+
+    def _transformer_block(self, prefix: str) -> Iterator[Part]:
+        if self.architecture.attention is not None:
+            yield self._attention(prefix, self.architecture.attention)
+        alternatives = self.architecture.feed_forward
+        if isinstance(alternatives, FeedForward):
+            alternatives = (alternatives,)
+        if alternatives:
+            there = [part for part in alternatives if f"{prefix}.{part.up}" in self.layers]
+            yield self._feed_forward(prefix, (there or alternatives)[0])
+
+    def _attention(self, prefix: str, part: Attention) -> Attention:
+        paths = {name: f"{prefix}.{getattr(part, name)}" for name in ("layer", *ATTENTION_ROLES)}
+        norms = tuple(path for path in (f"{prefix}.{norm}" for norm in part.unit_norms) if path in self.layers)
+        biases = tuple(path for path in (f"{prefix}.{b}" for b in part.head_biases) if path in self.parameters)
+        rows = tuple(
+            path for path in (f"{prefix}.{r}" for r in part.head_rows) if path in self.layers | self.parameters
+        )
+        shared = part.shared_head_bias if self.layers.get(part.shared_head_bias or "-") is not None else None
+        owner = self._require("attention.layer", paths["layer"], nn.Module)
+        for name in part.num_heads + part.head_size + part.all_head_size:
+            if not isinstance(getattr(owner, name, None), int):
+                raise self._mismatch("attention", f"{paths['layer']}.{name}", getattr(owner, name, None))
+        sizes = {}
+        for name in ATTENTION_ROLES:
+            layer = self._require(f"attention.{name}", paths[name], (nn.Linear, Conv1D))
+            sizes[name] = slim.layer_sizes(layer)
+        width, size = sizes["output"][0], getattr(owner, part.head_size[0])
+        fused = paths["query"] == paths["key"] == paths["value"]
+        if fused:
+            fits = sizes["query"][1] == 3 * width
+        else:
+            fits = sizes["query"][1] == width and sizes["key"][1] == sizes["value"][1]
+            fits = fits and width % sizes["key"][1] == 0 and sizes["key"][1] % size == 0
+        if not fits or width % size:
+            raise self._mismatch("attention", f"{paths['query']} (heads of {size} units)", owner)
+        for path in rows:
+            found = self.parameters.get(path)
+            count = self._require("attention.head_rows", path, nn.Linear).out_features if found is None else len(found)
+            if count % (width // size):
+                raise self._mismatch("attention.head_rows", f"{path} (rows of {width // size} heads)", owner)
+        found_parts = {"unit_norms": norms, "head_biases": biases, "head_rows": rows, "shared_head_bias": shared}
+        return dataclasses.replace(part, **paths, **found_parts)
+
+    def _feed_forward(self, prefix: str, part: FeedForward) -> FeedForward:
+        paths = {
+            field.name: f"{prefix}.{getattr(part, field.name)}"
+            for field in dataclasses.fields(part)
+            if getattr(part, field.name) is not None
+        }
+        sizes = {}
+        for name in ("up", "gate", "down"):
+            if name in paths:
+                layer = self._require(f"feed_forward.{name}", paths[name], (nn.Linear, Conv1D))
+                sizes[name] = slim.layer_sizes(layer)
+        self._require("feed_forward.activation", paths["activation"], nn.Module)
+        if "depthwise" in paths and not is_depthwise(self._require("depthwise", paths["depthwise"], nn.Conv2d)):
+            raise self._mismatch("feed_forward.depthwise", paths["depthwise"], self.layers[paths["depthwise"]])
+        hidden = sizes["down"][0] * (2 if paths.get("gate") == paths["up"] else 1)
+        if any(sizes[name][1] != hidden for name in ("up", "gate") if name in sizes):
+            raise self._mismatch("feed_forward", f"{paths['up']} ({hidden} units)", self.layers[paths["up"]])
+        return dataclasses.replace(part, **paths)
+
+    def _chain(self, prefix: str, chain: Chain) -> Chain:
+        steps: list[Convolution] = []
+        for step in chain.steps:
+            steps.extend(self._steps(prefix, step))
+        reader = None if chain.reader is None else self._join(prefix, chain.reader)
+        if reader is not None:
+            self._require("chains.reader", reader, (nn.Linear, nn.Conv2d))
+        layers = [self.layers[step.layer] for step in steps]
+        channels = 0
+        for step, layer in zip(steps, layers, strict=True):
+            if channels and slim.layer_sizes(layer)[0] % channels:
+                raise self._mismatch("chains", f"{step.layer} (to read {channels} channels)", layer)
+            channels = slim.layer_sizes(layer)[1]
+        for (step, layer), following in zip(zip(steps, layers, strict=True), layers[1:], strict=False):
+            if is_grouped(layer) and layer_groups(following) > 1:
+                raise self._mismatch("chains", f"{step.layer} (followed by another grouped convolution)", layer)
+        return dataclasses.replace(chain, steps=tuple(steps), path=prefix, reader=reader)
+
+    def _steps(self, prefix: str, step: Convolution) -> Iterator[Convolution]:
+        """The layers that a step stands for: as many as its path has matches."""
+        found = [path for path in self._matches(self._join(prefix, step.layer)) if path in self.layers]
+        if not found and not step.optional:
+            raise self._mismatch("chains", self._join(prefix, step.layer), None)
+        for path in found:
+            # What a `*` stood for in the path of the layer, it stands for in the others.
+            pattern = self._join(prefix, step.layer).split(".")
+            stars = [piece for piece, star in zip(path.split("."), pattern, strict=True) if star == "*"]
+            others = {
+                name: self._filled(prefix, getattr(step, name), stars)
+                for name in ("norm", "activation")
+                if getattr(step, name) is not None
+            }
+            self._require("chains.layer", path, (nn.Conv2d, nn.Linear))
+            if "norm" in others:
+                norm = self._require("chains.norm", others["norm"], nn.BatchNorm2d)
+                is_linear = isinstance(self.layers[path], nn.Linear)
+                if is_linear or norm.weight is None or norm.num_features != slim.layer_sizes(self.layers[path])[1]:
+                    raise self._mismatch("chains.norm", others["norm"], norm)
+            if "activation" in others:
+                others["activation"] = self._activation(others["activation"])
+            excite = step.squeeze_excite
+            if excite is not None:
+                excite = tuple(self._filled(prefix, part, stars) for part in excite)
+                if not any(name in self.layers for name in excite):
+                    excite = None
+                for name in excite or ():
+                    self._require("chains.squeeze_excite", name, (nn.Conv2d, nn.Linear))
+            yield dataclasses.replace(step, layer=path, squeeze_excite=excite, **others)
+
+    def _activation(self, path: str) -> str | None:
+        """The path of an activation, or `None` where the model says that there is none."""
+        if path in self.layers:
+            return path
+        owner, _, name = path.rpartition(".")
+        if getattr(self.layers.get(owner), name, "missing") is not None:
+            raise self._mismatch("chains.activation", path, None)
+        return None
+
+    def _expand(self, field: str, pattern: str) -> list[str]:
+        found = self._matches(pattern)
+        if not found:
+            raise self._mismatch(field, pattern, self.layers.get(pattern.partition(".*")[0]))
+        return found
+
+    def _matches(self, pattern: str) -> list[str]:
+        """The paths in the model that fit a pattern in which `*` stands for every child."""
+        found = [""]
+        for piece in pattern.split("."):
+            step = []
+            for prefix in found:
+                names = [name for name, _ in self.layers[prefix].named_children()] if piece == "*" else [piece]
+                step.extend(self._join(prefix, name) for name in names)
+            found = [path for path in step if path in self.layers]
+        return found
+
+    def _filled(self, prefix: str, pattern: str, stars: list[str]) -> str:
+        values = iter(stars)
+        pieces = [next(values, "*") if piece == "*" else piece for piece in pattern.split(".")]
+        return self._join(prefix, ".".join(pieces))
+
+    @staticmethod
+    def _join(prefix: str, path: str) -> str:
+        return f"{prefix}.{path}" if prefix else path
+
+    def _require(self, field: str, path: str, kinds: type | tuple[type, ...]) -> nn.Module:
+        """The layer at a path, which must be of one of the kinds and compute what this kind computes."""
+        layer = self.layers.get(path)
+        kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+        kind = next((kind for kind in kinds if isinstance(layer, kind)), None)
+        if kind is None:
+            raise self._mismatch(field, path, layer)
+        if kind is not nn.Module and type(layer).forward is not kind.forward and not hasattr(layer, "mask_state"):
+            raise self._mismatch(field, path, layer)
+        return layer
+
+    def _mismatch(self, field: str, path: str, found: object) -> UnsupportedModelError:
+        there = "nothing" if found is None else type(found).__name__
+        return UnsupportedModelError(
+            f"The architecture entry {self.architecture.model_type!r} does not fit this model: field {field!r} names "
+            f"{path!r}, where there is {there}. Quantised layers and adapters are not plain layers: mask the model "
+            "before wrapping it."
+        )
