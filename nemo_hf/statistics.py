@@ -152,7 +152,7 @@ class NeuronStatistics:
         counts, means = (dict(zip(self.layers, tensors, strict=True)) for tensors in by_layer)
         numbers = {layer: (count >= needed).sum(1).clamp(min=1) for layer, count in counts.items()}
         if uniform:
-            numbers = _mean_over_blocks(numbers)
+            numbers = _mean_over_blocks(numbers, self.layers)
         masks: dict[Label, dict[str, torch.Tensor]] = {self.labels[i]: {} for i in seen}
         gates: dict[Label, dict[str, torch.Tensor]] = {self.labels[i]: {} for i in seen}
         for layer, number in numbers.items():
@@ -220,18 +220,15 @@ class NeuronStatistics:
         return f"NeuronStatistics({len(self.labels)} {kind}, {neurons} neurons, {int(self.num_samples.sum())} samples)"
 
 
-def _mean_over_blocks(numbers: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _mean_over_blocks(numbers: dict[str, torch.Tensor], widths: dict[str, int]) -> dict[str, torch.Tensor]:
     """Numbers of neurons per layer, of shape `(num_labels,)`, averaged over the corresponding layers of all blocks."""
-    kinds: dict[str, list[torch.Tensor]] = {}
+    # Names without the number of the block; in hierarchical models only layers of one width correspond.
+    kinds = {layer: (re.sub(r"\.\d+\.", ".*.", layer), width) for layer, width in widths.items()}
+    found: dict[tuple[str, int], list[torch.Tensor]] = {}
     for layer, number in numbers.items():
-        kinds.setdefault(_kind(layer), []).append(number)
-    means = {kind: torch.stack(found).float().mean(0).round().int() for kind, found in kinds.items()}
-    return {layer: means[_kind(layer)] for layer in numbers}
-
-
-def _kind(layer: str) -> str:
-    """The name of a layer without the number of its block."""
-    return re.sub(r"\.\d+\.", ".*.", layer)
+        found.setdefault(kinds[layer], []).append(number)
+    means = {kind: torch.stack(number).float().mean(0).round().int() for kind, number in found.items()}
+    return {layer: means[kinds[layer]] for layer in numbers}
 
 
 def collect_statistics(
