@@ -4,7 +4,7 @@
 from importlib.metadata import version
 
 from . import families as families  # fills the architecture table
-from .architectures import Architecture, Attention, Chain, Convolution, FeedForward, register_architecture
+from .architectures import Architecture, Attention, Chain, Convolution, FeedForward, StockLayout, register_architecture
 from .auto import AutoModularModel
 from .config import ModularConfig
 from .errors import CheckpointError, NemoError, NemoRuntimeError, NemoValueError, UnsupportedModelError
@@ -36,6 +36,7 @@ __all__ = [
     "NemoValueError",
     "NeuronMask",
     "NeuronStatistics",
+    "StockLayout",
     "UnsupportedModelError",
     "apply_masks",
     "collect_statistics",

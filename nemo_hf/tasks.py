@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +64,8 @@ class ModelArguments:
         default=None, metadata={"help": "Train a new model of this type, such as vit or bert."}
     )
     config_overrides: str | None = field(
-        default=None, metadata={"help": "For a new model: hidden_size=96,num_hidden_layers=6,…"}
+        default=None,
+        metadata={"help": "For a new model: hidden_size=96,num_hidden_layers=6,… or a JSON object, for lists."},
     )
     train_tokenizer: bool = field(
         default=False,
@@ -168,8 +170,9 @@ def load_processor(model: ModelArguments, columns: Columns, train: Dataset, max_
         auto_class = AutoImageProcessor if columns.is_image else AutoTokenizer
         return auto_class.from_pretrained(model.model_name_or_path, revision=model.revision, token=model.token)
     if columns.is_image:
-        size = _new_config(model, columns).image_size
-        return ViTImageProcessorPil(size={"height": size, "width": size})
+        size = getattr(_new_config(model, columns), "image_size", None)  # convolutional networks take any
+        width, height = train[0][columns.inputs].size if size is None else (size, size)
+        return ViTImageProcessorPil(size={"height": height, "width": width})
     if model.train_tokenizer:
         return train_wordpiece(train[columns.inputs], model.vocab_size, max_length)
     raise NemoValueError(
@@ -212,16 +215,31 @@ def load_model(model: ModelArguments, columns: Columns, processor: Any) -> PreTr
     config = _new_config(model, columns, **labels)
     if not columns.is_image:
         config.vocab_size, config.pad_token_id = len(processor), processor.pad_token_id
+        config.bos_token_id, config.eos_token_id = processor.cls_token_id, processor.sep_token_id
     return auto_class.from_config(config)
 
 
 def _new_config(model: ModelArguments, columns: Columns, **values: Any) -> Any:
     if model.model_type is None:
         raise NemoValueError("Name a pretrained model (--model_name_or_path) or the type of a new one (--model_type).")
-    config = AutoConfig.for_model(model.model_type, **values)
-    if model.config_overrides:
-        config.update_from_string(model.config_overrides)
-    return config
+    return AutoConfig.for_model(model.model_type, **values, **_overrides(model))
+
+
+def _overrides(model: ModelArguments) -> dict[str, Any]:
+    """Values for the constructor of a configuration, so that what it derives from them (`head_dim`) follows."""
+    text = model.config_overrides
+    if not text:
+        return {}
+    try:
+        if text.lstrip().startswith("{"):
+            return json.loads(text)
+        config = AutoConfig.for_model(model.model_type)
+        config.update_from_string(text)
+    except (ValueError, TypeError) as error:
+        raise NemoValueError(
+            f"config_overrides must be name=value,… or a JSON object, got {text!r}: {error}."
+        ) from error
+    return {name: getattr(config, name) for name in (part.partition("=")[0] for part in text.split(","))}
 
 
 def load_checkpoint(checkpoint: str, is_image: bool, **hub_kwargs: Any) -> PreTrainedModel:
