@@ -7,7 +7,6 @@ random models. Run as `python docs/make_families.py`.
 from __future__ import annotations
 
 import re
-import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from nemo_hf.slim import layer_sizes
 
 PAGE = Path(__file__).with_name("families.md")
 SHORT = dict(zip(ATTENTION_ROLES, ("q", "k", "v", "o"), strict=True))
-COLUMNS = ("family", "classes", "masked", "cut", "never masked", "tested with")
+COLUMNS = ("family", "classes", "masked", "cut", "never masked", "stock layout", "tested with")
 AUTO_CLASSES = {
     "Image transformers": "AutoModelForImageClassification",
     "Convolutional networks": "AutoModelForImageClassification",
@@ -49,6 +48,7 @@ class Row:
 
     masked: str
     cut: str
+    stock: str
     tested: str
     never: dict[str, str] = field(default_factory=dict)  # reason → layers
 
@@ -58,7 +58,9 @@ def describe(model: PreTrainedModel) -> Row:
     parts = [part for _, part in resolve_parts(model)]
     blocks = len({layer.block for layer in maskable_layers(model)})
     masked = {layer.name for layer in maskable_layers(model) if layer.reason is None}
-    row = Row(", ".join(_masked(parts, masked)), ", ".join(_cut(model, parts, masked)), _sizes(model, parts, blocks))
+    cut = list(_cut(model, parts, masked))
+    stock = _stock(model, masked, cut)
+    row = Row(", ".join(_masked(parts, masked)), ", ".join(cut), ", ".join(stock), _sizes(model, parts, blocks))
     found: dict[str, list[str]] = {}
     for layer in maskable_layers(model):
         if layer.reason is not None:
@@ -138,6 +140,18 @@ def _smaller(model: PreTrainedModel, masks: dict[str, torch.Tensor]) -> set[str]
     return set(shapes.get("layers", ()))
 
 
+def _stock(model: PreTrainedModel, masked: set[str], cut: Sequence[str]) -> list[str]:
+    """What of the cut is left where the plain class shall load the module."""
+    stock = ARCHITECTURES[model.config.model_type].stock
+    if stock is None:
+        return ["–"]
+    masks = ModuleMasks({0: {name: _first_half(model, name) for name in masked}})
+    if type(extract_module(model, masks, labels=[0], layout="stock")) is not type(model):
+        raise SystemExit(f"A module of {type(model).__name__} in the stock layout has another class.")
+    said = {"heads": stock.num_heads, "attention units": stock.cuts_units, "FFN units": stock.intermediate_size}
+    return [word for word in cut if said.get(word)]
+
+
 def _sizes(model: PreTrainedModel, parts: Sequence[Any], blocks: int) -> str:
     attentions, feed_forwards, chains = (_of_kind(parts, kind) for kind in (Attention, FeedForward, Chain))
     if chains:
@@ -173,7 +187,6 @@ def page() -> str:
     ours = {name for name in ARCHITECTURES if CONFIG_MAPPING[name].__module__.startswith("transformers.")}
     if shown != ours:
         raise SystemExit(f"GROUPS must have the families of the table; they differ in {sorted(shown ^ ours)}.")
-    layouts = typing.get_args(typing.get_type_hints(extract_module)["layout"])
     notes: dict[str, int] = {}
     sections = []
     for group, models in GROUPS.items():
@@ -191,7 +204,6 @@ def page() -> str:
         lines.extend(_family(model_type, tinies, notes) for model_type, tinies in by_type.items())
         sections.append("\n".join(lines))
     return TEXT.format(
-        layouts=" and ".join(f"`{layout}`" for layout in layouts),
         tables="\n\n".join(sections),
         reasons="\n".join(f"{number}. {reason[0].upper()}{reason[1:]}." for reason, number in notes.items()),
         unsupported="\n".join(f"- `{model_type}`: {reason}." for model_type, reason in UNSUPPORTED.items()),
@@ -201,10 +213,12 @@ def page() -> str:
 def _family(model_type: str, tinies: list[Tiny], notes: dict[str, int]) -> str:
     rows = {tiny.variant: describe(tiny.model()) for tiny in tinies}
     never = {variant: _never(row, notes) for variant, row in rows.items()}
-    cells = [{variant: getattr(row, name) for variant, row in rows.items()} for name in ("masked", "cut", "tested")]
-    masked, cut, tested = map(_merged, cells)
+    cells = [
+        {variant: getattr(row, name) for variant, row in rows.items()} for name in ("masked", "cut", "stock", "tested")
+    ]
+    masked, cut, stock, tested = map(_merged, cells)
     classes = ", ".join(f"`{name}`" for name in ARCHITECTURES[model_type].heads)
-    return _line((f"`{model_type}`", classes, masked, cut, _merged(never), tested))
+    return _line((f"`{model_type}`", classes, masked, cut, _merged(never), stock, tested))
 
 
 def _never(row: Row, notes: dict[str, int]) -> str:
@@ -237,8 +251,10 @@ stream keeps its width. [What happens when a neuron is removed](removing_neurons
 one position bias serves all blocks. "Tested with" are the sizes of the random models with which the tests compare
 modules with their parents and reload them; where there are two numbers, each belongs to a stage.
 
-**Layouts.** `extract_module` has the layout {layouts} for all families: every layer of a module has its own sizes.
-Modules load after `import nemo_hf`.
+**Layouts.** The layout `"ragged"` of `extract_module` works for all families: every layer of a module has its own
+sizes, and it loads after `import nemo_hf`. The layout `"stock"` gives all blocks one size, so that the plain class
+loads the module. It needs masks in every block (`skip_first_blocks=0`). The column says what of the cut it keeps; – is
+for families whose configuration cannot say the sizes.
 
 **Never masked anywhere:** embeddings of words and patches, norms, patch merging, poolers, hidden layers of the head,
 the classifier (it keeps the rows of the chosen labels), squeeze-excite layers, the spatial reduction of PVT v2, and
