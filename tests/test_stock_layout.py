@@ -13,6 +13,7 @@ from models import (
     CASES,
     LLAMA,
     VIT,
+    Samples,
     case_of,
     close,
     gated_by_hooks,
@@ -23,7 +24,15 @@ from models import (
 )
 from safetensors.torch import load_file, save_file
 
-from nemo_hf import AutoModularModel, CheckpointError, ModuleMasks, UnsupportedModelError, extract_module, save_module
+from nemo_hf import (
+    AutoModularModel,
+    CheckpointError,
+    ModuleMasks,
+    UnsupportedModelError,
+    collect_statistics,
+    extract_module,
+    save_module,
+)
 from nemo_hf.architectures import ARCHITECTURES
 from nemo_hf.metrics import count_parameters
 
@@ -149,3 +158,24 @@ def test_a_stock_module_is_no_modular_checkpoint(tmp_path):
     save_module(stock_module(VIT), tmp_path)
     with pytest.raises(CheckpointError, match="It is a module: load it with the Auto class of its task"):
         AutoModularModel.from_pretrained(tmp_path)
+
+
+def test_a_uniform_selection_keeps_the_same_number_in_all_blocks():
+    parent = VIT.masked(skip_first_blocks=0)
+    data = Samples(VIT, size=20)
+    statistics = collect_statistics(parent, [data.batch(*range(20))], disable_tqdm=True)
+    by_threshold, uniform = statistics.module_masks(0.7), statistics.module_masks(0.7, uniform=True)
+    for label in statistics.labels:
+        for kind in ("attention.q_proj", "attention.o_proj", "mlp.fc1"):
+            layers = [f"vit.layers.{block}.{kind}" for block in range(3)]
+            numbers = [int(by_threshold[label][layer].sum()) for layer in layers]
+            assert {int(uniform[label][layer].sum()) for layer in layers} == {round(sum(numbers) / 3)}
+            for layer in layers:  # the most frequent ones: one selection contains the other
+                kept = by_threshold[label][layer] & uniform[label][layer]
+                assert kept.sum() == min(by_threshold[label][layer].sum(), uniform[label][layer].sum())
+    sizes = {}
+    for name, masks in (("threshold", by_threshold), ("uniform", uniform)):
+        config = extract_module(parent, masks, ["cat"], layout="stock").config
+        sizes[name] = config.intermediate_size
+    assert sizes["uniform"] <= sizes["threshold"]
+    assert sizes["uniform"] == int(uniform["cat"]["vit.layers.0.mlp.fc1"].sum())
