@@ -29,6 +29,7 @@ from nemo_hf import (
     CheckpointError,
     ModuleMasks,
     UnsupportedModelError,
+    apply_masks,
     collect_statistics,
     extract_module,
     save_module,
@@ -154,8 +155,11 @@ def test_auto_takes_stock_where_it_costs_little(case, layout):
     assert module.config.nemo["layout"] == layout
 
 
-def test_a_stock_module_is_no_modular_checkpoint(tmp_path):
-    save_module(stock_module(VIT), tmp_path)
+def test_a_stock_module_is_no_parent(tmp_path):
+    module = stock_module(VIT)
+    with pytest.raises(UnsupportedModelError, match="ViTForImageClassification is a module already"):
+        apply_masks(module)
+    save_module(module, tmp_path)
     with pytest.raises(CheckpointError, match="It is a module: load it with the Auto class of its task"):
         AutoModularModel.from_pretrained(tmp_path)
 
