@@ -207,6 +207,8 @@ def _module_config(model: PreTrainedModel, label_ids: list[int]) -> PreTrainedCo
     of_the_parent = ("nemo", "model_type", "architectures", "auto_map", "transformers_version")
     for key in (*of_the_parent, "id2label", "label2id", "num_labels"):
         values.pop(key, None)
+    if "use_cache" in values:
+        values["use_cache"] = False  # a classifier reads the whole text at once; torch.export refuses the cache
     config_class = slim.slim_config_class(type(model.config))
     config = config_class(
         **values, id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)}
