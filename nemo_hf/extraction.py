@@ -204,7 +204,8 @@ def _module_config(model: PreTrainedModel, label_ids: list[int]) -> PreTrainedCo
     names = [model.config.id2label[i] for i in label_ids]
     if len(names) == 1:
         values["problem_type"] = None  # transformers takes "single_label_classification" for two labels and more only
-    of_the_parent = ("nemo", "model_type", "architectures", "auto_map", "transformers_version")
+    # With the parent's `_name_or_path`, an adapter tuned on the module would name the parent as its base.
+    of_the_parent = ("nemo", "model_type", "architectures", "auto_map", "_name_or_path", "transformers_version")
     for key in (*of_the_parent, "id2label", "label2id", "num_labels"):
         values.pop(key, None)
     if "use_cache" in values:

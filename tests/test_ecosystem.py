@@ -52,6 +52,7 @@ pytestmark = [
 def module_of(case):
     """A module for three labels, of layers of many sizes."""
     parent = case.model()
+    parent.config._name_or_path = "the-parent"
     return extract_module(parent, module_masks(parent), LABELS)
 
 
@@ -229,6 +230,7 @@ def test_lora_on_a_module(case, tmp_path):
     peft = pytest.importorskip("peft")
     module, inputs = module_of(case), case.inputs()
     before = logits(module, inputs)
+    assert module.name_or_path == ""  # not the parent's: the adapter names its base by it
     module.save_pretrained(tmp_path / "module")
     targets = ["q_proj", "query", "linear"]  # `linear` is inside the layers that write to the residual stream
     adapted = peft.get_peft_model(module, peft.LoraConfig(target_modules=targets, modules_to_save=["classifier"], r=4))
