@@ -103,8 +103,9 @@ def check_scores(found, module, inputs):
 @pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 def test_compiled_in_one_graph(case, backend):
     module, inputs = module_of(case), case.inputs()
+    expected = logits(module, inputs)  # speech models, parents too, install hooks in their first forward pass
     torch.compiler.reset()
-    close(logits(torch.compile(module, fullgraph=True, backend=backend), inputs), logits(module, inputs))
+    close(logits(torch.compile(module, fullgraph=True, backend=backend), inputs), expected)
 
 
 @pytest.mark.slow
