@@ -163,12 +163,13 @@ def resolve_labels(config: PreTrainedConfig, labels: Sequence[Label]) -> list[in
     if isinstance(labels, str | int) or not list(labels):
         raise NemoValueError(f"labels must be a non-empty list of label names or ids, got {labels!r}.")
     names = list(config.id2label.values())
+    label2id = config.label2id or {name: i for i, name in config.id2label.items()}  # None if only id2label was given
     ids = []
     for label in labels:
         if isinstance(label, Integral) and not isinstance(label, bool) and int(label) in config.id2label:
             ids.append(int(label))
-        elif label in config.label2id:
-            ids.append(config.label2id[label])
+        elif label in label2id:
+            ids.append(label2id[label])
         else:
             known = ", ".join(map(repr, names[:20])) + (", …" if len(names) > 20 else "")
             raise NemoValueError(
@@ -223,8 +224,12 @@ def _module_config(model: PreTrainedModel, label_ids: list[int], sizes: StockSiz
     names = [model.config.id2label[i] for i in label_ids]
     if len(names) == 1:
         values["problem_type"] = None  # transformers takes "single_label_classification" for two labels and more only
-    for key in ("nemo", "model_type", "architectures", "id2label", "label2id", "num_labels", "transformers_version"):
+    # With the parent's `_name_or_path`, an adapter tuned on the module would name the parent as its base.
+    of_the_parent = ("nemo", "model_type", "architectures", "auto_map", "_name_or_path", "transformers_version")
+    for key in (*of_the_parent, "id2label", "label2id", "num_labels"):
         values.pop(key, None)
+    if "use_cache" in values:
+        values["use_cache"] = False  # a classifier reads the whole text at once; torch.export refuses the cache
     if sizes is not None:
         values.update(stock_values(model, sizes))
     config_class = slim.slim_config_class(type(model.config)) if sizes is None else type(model.config)

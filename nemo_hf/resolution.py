@@ -60,9 +60,12 @@ def resolve_architecture(model: nn.Module) -> Architecture:
         [`~nemo_hf.errors.UnsupportedModelError`]: if the model is wrapped, of an unknown family, or of a class without
             a classification head.
     """
-    if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
+    # A `PeftModel`, or a model after `model.add_adapter`.
+    if hasattr(model, "get_base_model") or getattr(model, "_hf_peft_config_loaded", False):
         raise UnsupportedModelError(
-            f"{type(model).__name__} wraps the model in adapters. Merge them first (`model.merge_and_unload()`)."
+            f"This {type(model).__name__} has adapters, whose share of the outputs would bypass the gates. Merge them "
+            "first: `model = peft_model.merge_and_unload().requires_grad_(True)`; PEFT leaves the weights frozen. A "
+            "module can be tuned with adapters."
         )
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
@@ -372,5 +375,5 @@ class _Resolver:
         return UnsupportedModelError(
             f"The architecture entry {self.architecture.model_type!r} does not fit this model: field {field!r} names "
             f"{path!r}, where there is {there}. Quantised layers and adapters are not plain layers: mask the model "
-            "before wrapping it."
+            "before quantising it, merge adapters first."
         )

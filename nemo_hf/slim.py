@@ -2,7 +2,8 @@
 """
 Slim models: a transformers class whose layers have the sizes that `config.nemo["shapes"]` lists.
 
-This file imports torch and transformers only, so that a checkpoint can carry it along.
+This file imports torch and transformers only: modules of transformers' own classes carry it along, and
+`from_pretrained(..., trust_remote_code=True)` loads them with it where nemo_hf is not installed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import warnings
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -231,14 +233,37 @@ def _fits(sizes: Any, limits: list[int]) -> bool:
 @functools.cache
 def slim_config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """The configuration class `Slim<Base>` with model type `nemo_<base>`."""
-    return type(f"Slim{base.__name__}", (base,), _namespace(base, model_type=MODEL_TYPE_PREFIX + base.model_type))
+    model_type = MODEL_TYPE_PREFIX + base.model_type
+    auto_class = "AutoConfig" if _is_stock(base) else None
+    return type(f"Slim{base.__name__}", (base,), _namespace(base, model_type=model_type, _auto_class=auto_class))
 
 
 @functools.cache
 def slim_model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """The model class `Slim<Base>`: `base` with the layer sizes of its configuration."""
-    namespace = _namespace(base, config_class=slim_config_class(base.config_class))
+    auto_class = next((auto.__name__ for auto in AUTO_CLASSES if base in _classes_of(auto, base.config_class)), None)
+    namespace = _namespace(
+        base,
+        config_class=slim_config_class(base.config_class),
+        _auto_class=auto_class if _is_stock(base) else None,
+    )
     return type(f"Slim{base.__name__}", (SlimModelMixin, base), namespace)
+
+
+def _is_stock(base: type) -> bool:
+    """
+    Whether a class is one of transformers' own. A slim class made from it has an `_auto_class`: its `save_pretrained`
+    writes this file and an `auto_map` beside the weights. From there a class of the user could not be found.
+    """
+    return base.__module__.startswith("transformers.")
+
+
+def _classes_of(auto_class: type, base_config: type[PreTrainedConfig]) -> tuple[type[PreTrainedModel], ...]:
+    """The classes that an Auto class has for a configuration; several for DeiT, with and without teacher."""
+    if base_config not in auto_class._model_mapping:
+        return ()
+    found = auto_class._model_mapping[base_config]
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _namespace(base: type, **attributes: Any) -> dict[str, Any]:
@@ -255,22 +280,35 @@ def register_slim_classes(model_type: str) -> None:
     base_config = CONFIG_MAPPING[model_type]
     config_class = slim_config_class(base_config)
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    slim_classes: list[type] = [config_class]
-    if base_config in AutoModel._model_mapping:
-        base = AutoModel._model_mapping[base_config]
-        # Some classifiers make their body with `AutoModel`. It gets its sizes from the classifier around it.
-        if not isinstance(base, tuple):
-            body = type(f"Slim{base.__name__}Body", (base,), _namespace(base, config_class=config_class))
-            AutoModel.register(config_class, body, exist_ok=True)
-            slim_classes.append(body)
+    slim_classes: list[type] = [config_class, *_register_bodies(base_config)]
     for auto_class in AUTO_CLASSES:
-        if base_config in auto_class._model_mapping:
-            found = auto_class._model_mapping[base_config]
-            classes = tuple(slim_model_class(base) for base in (found if isinstance(found, tuple) else (found,)))
-            # Several classes (DeiT with and without teacher): transformers picks by `config.architectures`.
+        classes = tuple(slim_model_class(base) for base in _classes_of(auto_class, base_config))
+        if classes:
+            # Several classes: transformers picks by `config.architectures`.
             auto_class.register(config_class, classes if len(classes) > 1 else classes[0], exist_ok=True)
             slim_classes.extend(classes)
     for slim_class in slim_classes:
         setattr(
             sys.modules[__name__], slim_class.__name__, slim_class
         )  # importable by name, as users and pickle expect
+
+
+def _register_bodies(base_config: type[PreTrainedConfig]) -> list[type[PreTrainedModel]]:
+    """Some classifiers make their body with `AutoModel`. It gets its sizes from the classifier around it."""
+    config_class, bases = slim_config_class(base_config), _classes_of(AutoModel, base_config)
+    if len(bases) != 1:
+        return []
+    body = type(f"Slim{bases[0].__name__}Body", bases, _namespace(bases[0], config_class=config_class))
+    AutoModel.register(config_class, body, exist_ok=True)
+    return [body]
+
+
+def __getattr__(name: str) -> type:
+    """`Slim<Base>` for a class of transformers: what an `auto_map` names where nemo_hf is not installed."""
+    base = getattr(transformers, name.removeprefix("Slim"), None) if name.startswith("Slim") else None
+    if isinstance(base, type) and issubclass(base, PreTrainedConfig):
+        return slim_config_class(base)
+    if isinstance(base, type) and issubclass(base, PreTrainedModel):
+        _register_bodies(base.config_class)
+        return slim_model_class(base)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,6 +24,7 @@ from .labels import as_membership, check_labels
 from .masking import apply_masks, is_masked, masked_layers, modular_config, record_masks
 from .model_card import write_modular_card
 from .objectives import OBJECTIVES, CompactnessLoss
+from .resolution import resolve_parts
 from .statistics import NeuronStatistics, collect_statistics
 from .training_args import ModularTrainingArguments
 
@@ -104,6 +105,7 @@ class ModularTrainer(Trainer):
     def _mask(self, model: PreTrainedModel) -> PreTrainedModel:
         if not is_masked(model):
             return apply_masks(model, self.modular_config)
+        resolve_parts(model)  # refuses adapters that were put on after the masks
         if self.modular_config is not None and self.modular_config != modular_config(model):
             raise NemoValueError(
                 f"The model is masked already, with another config: {modular_config(model)}. Leave out "

@@ -1,8 +1,8 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
-"""Processors that need no network: of tiny images, and of words."""
+"""Processors that need no network: of tiny images, of words, and of sound."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, ViTImageProcessor
+from transformers import PreTrainedTokenizerFast, ViTImageProcessor, Wav2Vec2FeatureExtractor
 
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(40))]
@@ -21,3 +21,7 @@ def tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )
+
+
+def feature_extractor():
+    return Wav2Vec2FeatureExtractor()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from models import BERT, CASES, LABELS, VIT, module_masks, naive_gates, over_models, over_two_models, random_masks
+from transformers import ViTConfig
 
 from nemo_hf import ModuleMasks, NemoValueError, UnsupportedModelError, extract_module
 from nemo_hf.extraction import resolve_labels
@@ -171,6 +172,7 @@ def test_resolve_labels():
             resolve_labels(config, ["dog", unknown])
     with pytest.raises(NemoValueError, match=r"A label is given twice: \['dog', 3\]"):
         resolve_labels(config, ["dog", 3])
+    assert resolve_labels(ViTConfig(id2label={0: "ant", 1: "bee"}), ["bee", 0]) == [1, 0]  # without label2id
 
 
 def test_bad_input_is_refused():

@@ -71,7 +71,7 @@ def test_models_without_a_head_and_other_objects_are_refused():
 def test_a_model_wrapped_in_adapters_is_refused():
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(VIT.model(), peft.LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(UnsupportedModelError, match=r"wraps the model in adapters.*merge_and_unload"):
+    with pytest.raises(UnsupportedModelError, match=r"This PeftModel has adapters.*merge_and_unload"):
         apply_masks(model)
     with pytest.raises(
         UnsupportedModelError, match="field 'attention.query' names 'vit.layers.0.attention.q_proj'.*mask the model"
