@@ -20,7 +20,7 @@ from .errors import NemoRuntimeError, NemoValueError
 from .groups import check_group_column, check_groups, group_names
 from .labels import as_membership, check_labels
 from .masking import apply_masks, is_masked, masked_layers, modular_config, record_masks
-from .model_card import write_modular_card
+from .model_card import shown_source, write_modular_card
 from .objectives import OBJECTIVES, CompactnessLoss
 from .statistics import NeuronStatistics, collect_statistics
 from .training_args import ModularTrainingArguments
@@ -380,5 +380,6 @@ class ModularTrainer(Trainer):
                 self.args.output_dir,
                 self._unwrapped(self.model),
                 self.state.log_history,
-                group_column=self.args.group_column,
+                hyperparameters=self.args.modular_arguments(),
+                source=self.hub_model_id or shown_source(self.args.output_dir),
             )

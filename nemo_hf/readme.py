@@ -1,0 +1,115 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""Update a README: a section of ours between two marks, metadata merged, all else as a person wrote it."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+from .errors import CheckpointError
+
+
+BEGIN = "<!-- nemo_hf: begin. Saving or pushing again rewrites what stands between the two marks, nothing else. -->"
+END = "<!-- nemo_hf: end -->"
+_SECTION = re.compile(r"<!-- nemo_hf: begin.*?<!-- nemo_hf: end -->", re.DOTALL)
+
+
+def parse_card(text: str, where: str) -> ModelCard:
+    """
+    The card in the text of a README.
+
+    Args:
+        text (`str`): the whole file.
+        where (`str`): the file's name, for errors.
+
+    Returns:
+        `ModelCard`: with empty metadata where the file has none.
+
+    Raises:
+        [`~nemo_hf.errors.CheckpointError`]: if the metadata cannot be read.
+    """
+    try:
+        return ModelCard(text if REGEX_YAML_BLOCK.search(text) else f"---\n\n---\n{text}")
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"The metadata of {where} cannot be read: {error}. Nothing was written. Correct the lines between the two "
+            "'---' at its top, or move the file away."
+        ) from error
+
+
+def decode_card(content: bytes, where: str) -> str:
+    """The text of a README, or a [`~nemo_hf.errors.CheckpointError`] if it is not UTF-8."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{where} is not UTF-8 text ({error}). Nothing was written. Save it as UTF-8, or move it away."
+        ) from error
+
+
+def has_section(text: str) -> bool:
+    """Whether nemo_hf wrote a part of this README."""
+    return _SECTION.search(text) is not None
+
+
+def update_card(existing: str | None, section: str, data: ModelCardData, where: str) -> str:
+    """
+    A README with a renewed section and merged metadata.
+
+    Lists (tags, datasets) are united and a result replaces an earlier one of the same metric on the same data;
+    `base_model` is renewed; any other value that is there already stays.
+
+    Args:
+        existing (`str`, *optional*): the README so far.
+        section (`str`): Markdown; it replaces the marked section, or is appended where there is none.
+        data (`ModelCardData`): metadata.
+        where (`str`): the file's name, for errors.
+
+    Returns:
+        `str`: the whole README.
+
+    Raises:
+        [`~nemo_hf.errors.CheckpointError`]: if the metadata of the existing README cannot be read.
+    """
+    marked = f"{BEGIN}\n\n{section.strip()}\n\n{END}"
+    if existing is None or not existing.strip():
+        return f"---\n{data.to_yaml()}\n---\n\n{marked}\n"
+    card = parse_card(existing, where)
+    head = REGEX_YAML_BLOCK.search(existing)
+    before = card.data.to_dict()
+    _merge(card.data, data)
+    line_break = "\r\n" if "\r\n" in existing else "\n"
+    marked = marked.replace("\n", line_break)
+    if has_section(card.text):
+        card.text = _SECTION.sub(lambda _match: marked, card.text, count=1)
+    else:
+        card.text = f"{card.text.rstrip()}{line_break * 2}{marked}{line_break}"
+    if head and card.data.to_dict() == before:  # as it stands, comments included
+        return existing[: head.end()] + card.text
+    return str(card) if head else f"---\n{card.data.to_yaml()}\n---\n{card.text}"
+
+
+def _merge(data: ModelCardData, new: ModelCardData) -> None:
+    """Put new metadata into that of an existing card."""
+    for key, value in new.__dict__.items():
+        old = data.get(key)
+        if key == "eval_results":
+            if value:
+                data.eval_results = _merged_results(old or [], value)
+        elif key in ("tags", "datasets") and value:
+            old = [old] if isinstance(old, str) else old or []
+            data[key] = list(dict.fromkeys([*old, *value]))
+        elif value is not None and (key == "base_model" or not old):
+            data[key] = value
+
+
+def _merged_results(old: list[EvalResult], new: list[EvalResult]) -> list[EvalResult]:
+    renewed = {_identity(result) for result in new}
+    return [*(result for result in old if _identity(result) not in renewed), *new]
+
+
+def _identity(result: EvalResult) -> tuple:
+    return (*result.unique_identifier, result.metric_type, result.metric_name)

@@ -1,0 +1,384 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""Push and pull against a real HTTP server on loopback that speaks the Hub's API."""
+
+import json
+
+import pytest
+from hub_client import HubClient
+from hub_server import HubServer
+from huggingface_hub import ModelCard
+from models import VIT, module_masks
+
+from nemo_hf import CheckpointError, NemoValueError, extract_module, push_modules
+from nemo_hf.collection import choose_folders
+
+
+SETUP = """
+from huggingface_hub import HfApi
+from models import VIT, module_masks
+from processors import image_processor
+from nemo_hf import extract_module, list_modules, push_modules, save_module
+from transformers import AutoModelForImageClassification as Auto
+
+parent = VIT.masked()
+masks = module_masks(parent)
+processor = image_processor()
+inputs = VIT.inputs()
+cat, dog, both = (extract_module(parent, masks, labels) for labels in (["cat"], ["dog"], ["cat", "dog"]))
+
+def same(model, other):
+    with torch.no_grad():
+        return torch.equal(model(**inputs).logits, other(**inputs).logits)
+"""
+
+
+@pytest.fixture(scope="module")
+def hub():
+    server = HubServer()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def client(hub, tmp_path_factory):
+    process = HubClient(hub.endpoint, tmp_path_factory.mktemp("client"))
+    process.run(SETUP)
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def vit_module():
+    parent = VIT.masked()
+    return extract_module(parent, module_masks(parent), ["cat"]), parent
+
+
+@pytest.fixture(autouse=True)
+def quiet(hub):
+    hub.log.clear()
+    hub.cuts.clear()
+
+
+@pytest.fixture(scope="module")
+def animals(hub, client):
+    """A repository with two modules."""
+    code = """
+    modules = {"cat": cat, "cat or dog": both}
+    metrics = {"cat": {"accuracy": 0.75, "flops": 10, "parent_flops": 40}}
+    info = push_modules("ann/animals", modules, processing_class=processor, metrics=metrics, dataset="ann/pictures")
+    result = info.oid
+    """
+    sha = client.run(code)
+    repository = hub.repositories["ann/animals"]
+    assert repository.branches["main"] == sha
+    return repository
+
+
+def test_one_commit_with_everything_a_module_needs(animals):
+    assert animals.messages() == ["initial commit", "Upload 2 modules with nemo_hf"]
+    files = animals.files()
+    folders = {path.partition("/")[0] for path in files if "/" in path}
+    assert len(folders) == 2
+    assert "cat" in folders
+    for folder in folders:
+        own = {path.partition("/")[2] for path in files if path.startswith(f"{folder}/")}
+        assert {"config.json", "model.safetensors", "README.md"} < own
+        assert any(name.startswith(("preprocessor", "processor")) for name in own)
+        assert files[f"{folder}/model.safetensors"][1]  # stored as LFS
+        assert not files[f"{folder}/config.json"][1]
+    assert {path for path in files if "/" not in path} == {".gitattributes", "README.md", "nemo_modules.json"}
+
+
+def test_from_pretrained_downloads_one_module_alone(hub, client, animals):
+    folder = json.loads(animals.content()["nemo_modules.json"])["modules"]["cat or dog"]["folder"]
+    code = f"""
+    loaded = Auto.from_pretrained("ann/animals", subfolder={folder!r})
+    result = [same(loaded, both), loaded.config.nemo["labels"]]
+    """
+    assert client.run(code) == [True, ["cat", "dog"]]
+    assert hub.downloads("ann/animals") == {f"{folder}/config.json", f"{folder}/model.safetensors"}
+
+
+def test_the_index_lists_the_modules(hub, client, animals):
+    code = """
+    entries = list_modules("ann/animals")
+    result = {name: vars(entry) for name, entry in entries.items()}
+    """
+    entries = client.run(code)
+    assert list(entries) == ["cat", "cat or dog"]
+    assert entries["cat"]["accuracy"] == 0.75
+    assert entries["cat or dog"]["accuracy"] is None
+    assert entries["cat or dog"]["labels"] == ["cat", "dog"]
+    for entry in entries.values():
+        assert entry["bytes"] == len(animals.content()[f"{entry['folder']}/model.safetensors"])
+        assert 4 * entry["parameters"] <= entry["bytes"]
+        assert 0 < entry["neuron_retention"] < 1
+        assert 0 < entry["parameter_retention"] < 1
+    assert hub.downloads("ann/animals") == {"nemo_modules.json"}
+
+
+def test_the_snippets_of_the_cards_run_as_printed(client, animals):
+    for path, content in animals.content().items():
+        if path.endswith("README.md"):
+            for block in content.decode().split("```python\n")[1:]:
+                client.run(block.partition("```")[0])
+
+
+def test_cards_are_valid_for_the_hub(animals):
+    root = ModelCard(animals.content()["README.md"].decode())
+    assert root.data.library_name == "transformers"
+    assert root.data.pipeline_tag == "image-classification"
+    assert {"nemo_hf", "module", "module-collection"} <= set(root.data.tags)
+    assert root.data.datasets == ["ann/pictures"]
+    (result,) = root.data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_type) == ("accuracy", 0.75, "ann/pictures")
+    module = ModelCard(animals.content()["cat/README.md"].decode())
+    assert [(result.metric_type, result.metric_value) for result in module.data.eval_results] == [("accuracy", 0.75)]
+    assert "| flops | 10 (parent: 40) |" in module.text
+    assert 'from_pretrained("ann/animals", subfolder="cat")' in module.text
+
+
+def test_pushing_again_adds_replaces_and_keeps(hub, client):
+    setup = """
+    push_modules("ann/again", {"a": cat, "b": dog}, metrics={"a": {"accuracy": 0.5}})
+    cat.save_pretrained("shards", max_shard_size="20KB")
+    """
+    client.run(setup)
+    repository = hub.repositories["ann/again"]
+    shards = ("model-00001-of-00002.safetensors", "model.safetensors.index.json")
+    repository.files().update({f"b/{name}": (b"old", name.endswith("s")) for name in shards})
+    repository.files()["b/notes.txt"] = (b"mine", False)
+    before = repository.content()
+    client.run('push_modules("ann/again", {"b": both, "c/d": dog}, commit_message="Second")')
+    after = repository.content()
+    assert repository.messages()[-1] == "Second"
+    index = json.loads(after["nemo_modules.json"])["modules"]
+    assert list(index) == ["a", "b", "c/d"]
+    assert index["a"] == json.loads(before["nemo_modules.json"])["modules"]["a"]
+    assert index["b"]["labels"] == ["cat", "dog"]
+    assert index["b"]["folder"] == "b"
+    assert {path for path in before if path.startswith("a/") and before[path] != after[path]} == set()
+    assert not any(f"b/{name}" in after for name in shards)
+    assert after["b/notes.txt"] == b"mine"
+    assert client.run('result = same(Auto.from_pretrained("ann/again", subfolder="b"), both)')
+
+
+LABELS = [
+    "cat",
+    "Cat",
+    "CAT",
+    "a/b",
+    "a.b",
+    "a b",
+    "a-b",
+    "../../etc",
+    "..",
+    ".",
+    "",
+    "con",
+    "猫",
+    "犬",
+    "кошка",
+    "🐈",
+    "Müller",
+    "x" * 200,
+    "x" * 199 + "y",
+    "golden retriever",
+    "a\nb",
+    "-rf",
+    "C:\\x",
+]
+
+
+def test_folder_names_are_safe_unique_and_stable():
+    folders = choose_folders(LABELS, {})
+    assert list(folders.values()) != LABELS
+    assert len({folder.casefold() for folder in folders.values()}) == len(LABELS)
+    for folder in folders.values():
+        assert folder.isascii()
+        assert folder.replace("-", "").replace("_", "").isalnum()
+        assert not folder.startswith("-")
+        assert 0 < len(folder) <= 80
+    assert (folders["cat"], folders["a-b"]) == ("cat", "a-b")
+    assert choose_folders(LABELS[::-1], {}) == folders
+    assert choose_folders(["cat", "Cat"], {"Cat": "Cat"})["Cat"] == "Cat"
+    assert choose_folders(["cat"], {"Cat": "Cat"})["cat"].startswith("cat-")
+    assert choose_folders(["new"], {"old": "new"})["new"].startswith("new-")
+    assert choose_folders(["golden retriever"], {})["golden retriever"] == folders["golden retriever"]
+
+
+def test_odd_labels_keep_their_names(hub, client):
+    labels = ["a/b", "../../etc", "猫 🐈", "x" * 200, "Cat"]
+    code = f"""
+    names = {labels!r}
+    model = VIT.model()
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {{name: i for i, name in enumerate(names)}}
+    by_id = nemo_hf.ModuleMasks({{name: masks[label] for name, label in zip(names, masks.labels)}})
+    push_modules("ann/odd", [extract_module(model, by_id, [name]) for name in names])
+    found = list_modules("ann/odd")
+    loaded = [Auto.from_pretrained("ann/odd", subfolder=entry.folder) for entry in found.values()]
+    result = [list(found), [model.config.id2label[0] for model in loaded]]
+    """
+    assert client.run(code) == [labels, labels]
+    assert not any(".." in path for path in hub.repositories["ann/odd"].files())
+
+
+def test_a_single_module_goes_to_the_root(hub, client):
+    code = """
+    push_modules("one", both, processing_class=processor, metrics={"accuracy": 0.5})
+    result = [same(Auto.from_pretrained("ann/one"), both), transformers.pipeline("image-classification", "ann/one").task]
+    """
+    assert client.run(code) == [True, "image-classification"]
+    content = hub.repositories["ann/one"].content()
+    assert "nemo_modules.json" not in content
+    assert json.loads(content["config.json"])["nemo"]["metrics"] == {"accuracy": 0.5}
+    assert 'model="ann/one"' in content["README.md"].decode()
+
+
+def test_push_to_hub_of_transformers(hub, client):
+    code = """
+    both.push_to_hub("ann/stock-push", private=True)
+    processor.push_to_hub("ann/stock-push")
+    result = same(Auto.from_pretrained("ann/stock-push"), both)
+    """
+    assert client.run(code)
+    assert hub.repositories["ann/stock-push"].private
+
+
+def test_private_revision_and_pull_request(hub, client):
+    client.run('push_modules("ann/secret", {"cat": cat}, private=True)')
+    repository = hub.repositories["ann/secret"]
+    assert repository.private
+    answer = client('list_modules("ann/secret", token=False, force_download=True)')
+    assert "OSError" in answer.kinds
+    client.run('push_modules("ann/secret", {"dog": dog}, revision="next")')
+    assert list(repository.branches) == ["main", "next"]
+    assert "dog/config.json" not in repository.files()
+    assert {"dog/config.json", "cat/config.json"} < set(repository.files("next"))
+    assert client.run('result = list(list_modules("ann/secret", revision="next"))') == ["cat", "dog"]
+    code = 'result = push_modules("ann/secret", {"both": both}, create_pr=True).pr_url'
+    assert client.run(code).endswith("/ann/secret/discussions/1")
+    assert "both/config.json" not in repository.files()
+    assert client.run('result = list(list_modules("ann/secret", revision="refs/pr/1"))') == ["cat", "both"]
+
+
+def test_wrong_token_and_foreign_repository(hub, client):
+    for code in (
+        'push_modules("ann/none", {"cat": cat}, token="hf_wrong")',
+        'push_modules("bob/none", {"cat": cat})',
+    ):
+        answer = client(code)
+        assert "OSError" in answer.kinds
+        assert "Invalid credentials" in answer.error or "don't have the rights" in answer.error
+    assert not {"ann/none", "bob/none"} & set(hub.repositories)
+
+
+def test_an_existing_readme_is_updated(hub, client):
+    client.run('HfApi().create_repo("ann/readme")')
+    repository = hub.repositories["ann/readme"]
+    mine = "---\nlicense: mit  # as the data\ntags:\n- birds\npipeline_tag: zero-shot-image-classification\n---\n# My zoo\n"
+    repository.commit("Write", {**repository.files(), "README.md": (mine.encode(), False)})
+    client.run('push_modules("ann/readme", {"cat": cat}, metrics={"cat": {"accuracy": 0.5}})')
+    first = repository.content()["README.md"].decode()
+    card = ModelCard(first)
+    assert card.data.license == "mit"
+    assert card.data.tags[0] == "birds"
+    assert "nemo_hf" in card.data.tags
+    assert card.data.pipeline_tag == "zero-shot-image-classification"
+    assert card.text.startswith("# My zoo\n")
+    edited = first + "\nA last word.\n"
+    repository.commit("Edit", {**repository.files(), "README.md": (edited.encode(), False)})
+    client.run('push_modules("ann/readme", {"cat": cat, "dog": dog}, metrics={"cat": {"accuracy": 0.6}})')
+    text = repository.content()["README.md"].decode()
+    assert text.endswith("\nA last word.\n")
+    assert text.count("<!-- nemo_hf: begin") == text.count("# My zoo") == 1
+    assert "`dog`" in text
+    assert [result.metric_value for result in ModelCard(text).data.eval_results] == [0.6]
+
+
+BROKEN = {
+    "README.md": (b"---\ntags: [a\n---\nmine", "The metadata of README.md of ann/broken cannot be read"),
+    "cat/README.md": (b"---\n- a\n---\nmine", "The metadata of cat/README.md of ann/broken cannot be read"),
+    "nemo_modules.json": (b"{", "nemo_modules.json of ann/broken is damaged: it is not JSON"),
+}
+
+
+@pytest.mark.parametrize("path", BROKEN)
+def test_what_is_broken_in_the_repository_is_named_and_kept(hub, client, path):
+    content, text = BROKEN[path]
+    client.run('HfApi().create_repo("ann/broken", exist_ok=True)')
+    repository = hub.repositories["ann/broken"]
+    repository.commit(f"Break {path}", {path: (content, False)})
+    commits = len(repository.commits)
+    answer = client('push_modules("ann/broken", {"cat": cat})')
+    assert answer.error.startswith(f"CheckpointError: {text}")
+    assert len(repository.commits) == commits
+    assert not any(line.startswith("PUT") for line in hub.log)
+
+
+@pytest.mark.parametrize(
+    "start", ["PUT /lfs/", "POST /api/models/ann/cut/commit/", "POST /api/models/ann/cut/preupload/"]
+)
+def test_an_interrupted_push_leaves_the_repository_as_it_was(hub, client, start):
+    if "ann/cut" not in hub.repositories:
+        client.run('push_modules("ann/cut", {"cat": cat})')
+    repository = hub.repositories["ann/cut"]
+    before, commits = repository.content(), len(repository.commits)
+    number = len(hub.log)
+    hub.cut(start, 100)
+    answer = client(f'dog.classifier.bias.data += {number}; push_modules("ann/cut", {{"cat": dog, "dog": dog}})')
+    assert answer.error.startswith("CheckpointError: The connection to ann/cut failed")
+    assert "Push again." in answer.error
+    assert repository.content() == before
+    assert len(repository.commits) == commits
+    hub.cuts.clear()
+    client.run('push_modules("ann/cut", {"cat": dog})')
+    assert client.run('result = same(Auto.from_pretrained("ann/cut", subfolder="cat"), dog)')
+
+
+def test_somebody_else_pushes_at_the_same_time(hub, client):
+    client.run('push_modules("ann/race", {"cat": cat})')
+    repository = hub.repositories["ann/race"]
+    code = """
+    from nemo_hf import hub
+    save = hub._save
+    def slow(*args, **options):
+        hub._save = save
+        push_modules("ann/race", {"first": dog})
+        save(*args, **options)
+    hub._save = slow
+    push_modules("ann/race", {"second": dog})
+    """
+    answer = client(code)
+    assert answer.error.startswith("CheckpointError: ann/race was changed by someone else during the push")
+    assert list(json.loads(repository.content()["nemo_modules.json"])["modules"]) == ["cat", "first"]
+
+
+def test_a_download_that_is_cut_goes_on_or_fails_cleanly(hub, client):
+    client.run('push_modules("ann/pull", {"cat": cat})')
+    hub.cut("GET /cdn/", 1)
+    assert client.run('result = same(Auto.from_pretrained("ann/pull", subfolder="cat"), cat)')
+    client.run('push_modules("ann/pull", {"cat": both})')
+    hub.cut("GET /ann/pull/resolve/", 100)
+    hub.cut("GET /cdn/", 100)
+    code = 'Auto.from_pretrained("ann/pull", subfolder="cat", cache_dir="cut")'
+    assert client(code).error is not None
+    hub.cuts.clear()
+    code = 'result = same(Auto.from_pretrained("ann/pull", subfolder="cat", cache_dir="cut"), both)'
+    assert client.run(code)
+
+
+def test_what_is_no_module_is_refused_before_anything_is_sent(vit_module):
+    module, parent = vit_module
+    for modules, text in (
+        ({"cat": module, "dog": parent}, r"ViTForImageClassification \('dog'\) is not a module; make one with"),
+        ({}, "non-empty mapping from names to modules"),
+        ([module, module], "got 2 module.s. with the names 'cat'"),
+        ({"cat": 3}, r"int \('cat'\) is not a module"),
+    ):
+        with pytest.raises(NemoValueError, match=text):
+            push_modules("ann/none", modules)
+    with pytest.raises(NemoValueError, match="metrics has 'cow', but the modules are 'cat'"):
+        push_modules("ann/none", {"cat": module}, metrics={"cow": {"accuracy": 1.0}})
