@@ -4,7 +4,7 @@
 from importlib.metadata import version
 
 from . import families as families  # fills the architecture table
-from .architectures import Architecture, Attention, Chain, Convolution, FeedForward, register_architecture
+from .architectures import Architecture, Attention, Chain, Convolution, FeedForward, StockLayout, register_architecture
 from .auto import AutoModularModel
 from .collection import ModuleEntry, list_modules
 from .config import ModularConfig
@@ -38,6 +38,7 @@ __all__ = [
     "NemoValueError",
     "NeuronMask",
     "NeuronStatistics",
+    "StockLayout",
     "UnsupportedModelError",
     "apply_masks",
     "collect_statistics",

@@ -133,6 +133,29 @@ class Chain:
 
 
 @dataclass(frozen=True)
+class StockLayout:
+    """
+    What the configuration of the plain class can say, so that modules of the stock layout need no code of nemo_hf: one
+    size for all blocks. Each is an attribute of the configuration.
+
+    Args:
+        intermediate_size (`str`, *optional*): hidden units of the feed-forward layers.
+        num_heads (`str`, *optional*): the number of (query) heads.
+        num_key_value_heads (`str`, *optional*): the number of heads of keys and values, where there are fewer.
+        head_size (`str`, *optional*): the size of one head. It must be there if heads are dropped.
+        cuts_units (`bool`, *optional*): whether the size of heads may shrink; with rotary positions it may not.
+        divides (`bool`, *optional*): whether the number of heads must divide `hidden_size`.
+    """
+
+    intermediate_size: str | None = None
+    num_heads: str | None = None
+    num_key_value_heads: str | None = None
+    head_size: str | None = None
+    cuts_units: bool = False
+    divides: bool = False
+
+
+@dataclass(frozen=True)
 class Architecture:
     """
     One model family.
@@ -150,6 +173,7 @@ class Architecture:
             path belong to the same blocks, except at the top level.
         encoder (`str`, *optional*, defaults to `""`): path of the sub-layer that gets the tokens which the blocks see,
             and their `attention_mask`. The model itself by default.
+        stock ([`StockLayout`], *optional*): what the plain class can be told. Without it modules are always ragged.
     """
 
     model_type: str
@@ -159,6 +183,7 @@ class Architecture:
     feed_forward: FeedForward | tuple[FeedForward, ...] = ()
     chains: tuple[Chain, ...] = ()
     encoder: str = ""
+    stock: StockLayout | None = None
 
 
 Part = Attention | FeedForward | Chain

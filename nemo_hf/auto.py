@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from . import slim
-from .config import ModularConfig
+from .config import MODULE_KIND, ModularConfig
 from .errors import CheckpointError, NemoError
 from .masking import apply_masks, is_modular_checkpoint
 
@@ -123,4 +123,5 @@ def _masked_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 
 def _is_module(config: PreTrainedConfig) -> bool:
-    return config.model_type.startswith(slim.MODEL_TYPE_PREFIX)
+    nemo = getattr(config, "nemo", None)
+    return isinstance(nemo, dict) and nemo.get("kind") == MODULE_KIND

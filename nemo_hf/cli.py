@@ -100,6 +100,10 @@ def extract(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--output", required=True, help="folder for the module")
     parser.add_argument("--threshold", type=float, default=0.9, help="share of a label's samples that open a neuron")
     parser.add_argument("--gates", choices=("mean", "binary"), default="mean", help="what multiplies a kept neuron")
+    parser.add_argument(
+        "--layout", choices=("ragged", "stock", "auto"), default="ragged", help="stock: the plain class can load it"
+    )
+    parser.add_argument("--uniform", action="store_true", help="keep the same number of neurons in all blocks")
     parser.add_argument("--revision", default="main", help="revision on the Hub")
     parser.add_argument("--token", help="access token for the Hub")
     args = parser.parse_args(arguments)
@@ -109,13 +113,14 @@ def extract(arguments: list[str]) -> dict[str, Any]:
 
     hub = {"revision": args.revision, "token": args.token}
     model = AutoModularModel.from_pretrained(args.checkpoint, **hub)
-    masks = NeuronStatistics.from_pretrained(args.checkpoint, **hub).module_masks(args.threshold)
+    masks = NeuronStatistics.from_pretrained(args.checkpoint, **hub).module_masks(args.threshold, args.uniform)
     labels = args.labels and [_name_or_number(label, model.config.label2id) for label in args.labels]
     groups = args.groups and [_name_or_number(group, masks) for group in args.groups]
-    module = extract_module(model, masks, labels, gates=args.gates, groups=groups)
+    module = extract_module(model, masks, labels, gates=args.gates, layout=args.layout, groups=groups)
     save_module(module, args.output, processing_class=processor_of(args.checkpoint, module, **hub))
     report.update(
         labels=module.config.nemo["labels"],
+        layout=module.config.nemo["layout"],
         neuron_retention=module.config.nemo["neuron_retention"],
         parameter_retention=module.config.nemo["parameter_retention"],
         parameters=metrics.count_parameters(module),

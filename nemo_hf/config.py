@@ -26,8 +26,8 @@ class ModularConfig:
 
     Args:
         target_modules (`str` or `list[str]`, *optional*, defaults to `"all"`):
-            `"all"` masks the attention projections and the feed-forward layers, `"ffn"` and `"attention"` one of the
-            two.
+            `"all"` masks the attention projections, the feed-forward layers and the convolutions, `"ffn"` and
+            `"attention"` one of the first two.
             A list holds layer names or suffixes of them (`["mlp.fc1"]`). Any other string is a regular expression that
             must match the whole layer name.
         skip_first_blocks (`int`, *optional*, defaults to 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,8 +24,21 @@ from .slicing import PADDING, folded_bias, padded_heads, take_columns, take_grou
 from .slim import layer_sizes
 
 
+@dataclass(frozen=True)
+class StockSizes:
+    """One size for all blocks; `None` where the parent's stays. Heads are those of keys and values."""
+
+    num_heads: int | None = None
+    head_size: int | None = None
+    intermediate_size: int | None = None
+
+
 def cut(
-    model: PreTrainedModel, held: Mapping[str, torch.Tensor], heads: Sequence[str], label_ids: Sequence[int]
+    model: PreTrainedModel,
+    held: Mapping[str, torch.Tensor],
+    heads: Sequence[str],
+    label_ids: Sequence[int],
+    stock: StockSizes | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
     Cut a model.
@@ -35,29 +49,30 @@ def cut(
             neurons. Layers that are missing keep all neurons.
         heads (`Sequence[str]`): the linear layers whose rows are the labels.
         label_ids (`Sequence[int]`): the rows to keep, in order.
+        stock ([`StockSizes`], *optional*): pad all blocks to these sizes, and zero the rows of residual writes instead
+            of scattering them.
 
     Returns:
-        The state dict of the slim model, and the shapes with which [`~nemo_hf.slim.resize_layers`] makes room for it.
+        The state dict of the slim model, and the shapes with which [`~nemo_hf.slim.resize_layers`] makes room for it
+        (none for stock sizes, which the configuration says).
     """
-    cutter = _Cutter(model, held)
+    cutter = Cutter(model, held, stock)
     for path in heads:
         cutter.cut_head(path, torch.tensor(label_ids))
-    for _, part in resolve_parts(model):
-        if isinstance(part, Attention):
-            cutter.cut_attention(part)
-        elif isinstance(part, FeedForward):
-            cutter.cut_feed_forward(part)
-        else:
-            cutter.cut_chain(part)
-    return cutter.tensors, {kind: entries for kind, entries in cutter.shapes.items() if entries}
+    cutter.cut_parts()
+    shapes = {} if stock else {kind: entries for kind, entries in cutter.shapes.items() if entries}
+    return cutter.tensors, shapes
 
 
-class _Cutter:
+class Cutter:
     """Reads the live layers of one model, writes sliced tensors and shapes."""
 
-    def __init__(self, model: PreTrainedModel, held: Mapping[str, torch.Tensor]):
+    def __init__(self, model: PreTrainedModel, held: Mapping[str, torch.Tensor], stock: StockSizes | None = None):
         self.model = model
         self.held = held
+        self.stock = stock
+        self.head_sizes: list[tuple[int, int]] = []  # per attention: heads of keys and values, and their size
+        self.hidden_sizes: list[int] = []  # per feed-forward layers
         self.heads: set[str] = set()
         self.tensors = {name: tensor for name, tensor in model.state_dict().items() if ".mask_generator." not in name}
         self.shapes: dict[str, Any] = {
@@ -67,6 +82,16 @@ class _Cutter:
             "parameters": {},
             "rotary": {},
         }
+
+    def cut_parts(self) -> None:
+        """Cut all that the architecture table names."""
+        for _, part in resolve_parts(self.model):
+            if isinstance(part, Attention):
+                self.cut_attention(part)
+            elif isinstance(part, FeedForward):
+                self.cut_feed_forward(part)
+            else:
+                self.cut_chain(part)
 
     def gates(self, name: str) -> torch.Tensor:
         """Constant gates of a layer; ones where it is not masked."""
@@ -89,7 +114,7 @@ class _Cutter:
         query = (gates[0] > 0).view(num_groups, per_group, head_size)
         key, value = ((gate > 0).view(num_groups, head_size) for gate in gates[1:])
         groups = value.any(1).nonzero().flatten()
-        if part.shared_head_bias is not None:
+        if part.shared_head_bias is not None or (self.stock and self.stock.num_heads is None):
             groups = torch.arange(num_groups)
         elif len(groups) == 0:
             groups = torch.tensor([0])  # transformers' attention needs a head: zero units, whose output is zero
@@ -99,10 +124,16 @@ class _Cutter:
             size = value_size = max(size, value_size)
         if part.rotary:
             size = value_size = size + size % 2
+        self.head_sizes.append((len(groups), size))
+        if self.stock:
+            size = value_size = self.stock.head_size or head_size
         score_index = self._score_index(part, scores, groups, size)
         value_index = padded_heads(value, groups, value_size)
+        if self.stock and self.stock.num_heads:
+            groups = _padded(groups, self.stock.num_heads)
+            score_index, value_index = (_padded(index, len(groups) * size) for index in (score_index, value_index))
         query_index = _per_query_head(score_index, per_group, head_size, size)
-        scale = math.sqrt(size / head_size) if part.inline_scale else 1.0
+        scale = math.sqrt(size / head_size) if part.inline_scale or self.stock else 1.0
         self._write_projections(part, (query_index, score_index, value_index), (gates[0] * scale, *gates[1:]))
         self._residual_write(part.output, _per_query_head(value_index, per_group, head_size, value_size))
         num_heads = len(groups) * per_group
@@ -110,7 +141,8 @@ class _Cutter:
             attributes = dict.fromkeys(part.num_heads, num_heads) | dict.fromkeys(part.head_size, size)
             self.shapes["attributes"][part.layer] = attributes | dict.fromkeys(part.all_head_size, num_heads * size)
         if num_heads < num_groups * per_group:
-            heads = (groups[:, None] * per_group + torch.arange(per_group)).flatten()
+            heads = groups[:, None] * per_group + torch.arange(per_group)
+            heads = torch.where(groups[:, None] == PADDING, PADDING, heads).flatten()
             self._cut_heads(part, heads, num_groups * per_group)
 
     def _cut_heads(self, part: Attention, heads: torch.Tensor, num_heads: int) -> None:
@@ -191,18 +223,24 @@ class _Cutter:
             bias = self.tensors.get(f"{part.depthwise}.bias")
             if bias is not None:
                 constants = self.model.get_submodule(part.activation)(bias).detach().cpu()
+        if self.stock and self.stock.intermediate_size is None:
+            kept = torch.ones_like(kept)  # zeroed by their gates, not removed
         name = f"{part.down}.bias"
         bias = folded_bias(self._weight(part.down), self.tensors.get(name), ~kept, constants)
         if bias is not None:
             self.tensors[name] = bias
         rows = _never_empty(self.model.get_submodule(part.down), kept.nonzero().flatten())
+        self.hidden_sizes.append(max(1, len(rows)))
+        if self.stock and self.stock.intermediate_size:
+            rows = _padded(rows, self.stock.intermediate_size)
         if part.depthwise is not None:
             rows = _never_empty(self.model.get_submodule(part.depthwise), rows)
             self._cut_layer(part.depthwise, rows, units, rows)
         for path in dict.fromkeys((part.gate, part.up)):
             if path is not None:
                 fused = layer_sizes(self.model.get_submodule(path))[1] > units
-                self._cut_layer(path, rows=torch.cat([rows, rows + units]) if fused else rows, gates=self.gates(path))
+                second = torch.where(rows == PADDING, PADDING, rows + units)
+                self._cut_layer(path, rows=torch.cat([rows, second]) if fused else rows, gates=self.gates(path))
         self._residual_write(part.down, rows)
 
     # ---- Convolutions ----
@@ -319,6 +357,8 @@ class _Cutter:
         """A linear layer that writes to the residual stream: only the kept outputs, scattered to its full width."""
         gates = self.gates(name)
         rows = _never_empty(self.model.get_submodule(name), (gates > 0).nonzero().flatten())
+        if self.stock:
+            rows = torch.arange(len(gates))
         self._cut_layer(name, inputs, layer_sizes(self.model.get_submodule(name))[0], rows, gates)
         self._scatter(name, rows, len(gates))
 
@@ -337,6 +377,10 @@ def _never_empty(layer: nn.Module, rows: torch.Tensor) -> torch.Tensor:
     """A linear layer may be empty; a convolution and a `Conv1D` cannot compute without one zero channel."""
     needs_one = isinstance(layer, nn.Conv2d | Conv1D) and len(rows) == 0
     return torch.tensor([PADDING]) if needs_one else rows
+
+
+def _padded(index: torch.Tensor, size: int) -> torch.Tensor:
+    return torch.cat([index, index.new_full((size - len(index),), PADDING)])
 
 
 def _per_query_head(index: torch.Tensor, per_group: int, head_size: int, size: int) -> torch.Tensor:

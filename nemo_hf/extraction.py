@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Literal
 
@@ -13,11 +13,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from . import metrics, slim
 from .config import MODULE_KIND
-from .cutting import cut
+from .cutting import StockSizes, cut
 from .errors import NemoValueError
 from .masking import masked_layers
 from .module_masks import Label, ModuleMasks
 from .resolution import maskable_layers, resolve_architecture
+from .stock import stock_sizes, stock_values, why_not_stock
+
+
+AUTO_STOCK_LIMIT = 1.1  # `layout="auto"`: parameters of the stock layout to those of the ragged one
 
 
 def extract_module(
@@ -25,7 +29,7 @@ def extract_module(
     masks: ModuleMasks,
     labels: Sequence[Label] | None = None,
     gates: Literal["mean", "binary"] | None = None,
-    layout: Literal["ragged"] = "ragged",
+    layout: Literal["ragged", "stock", "auto"] = "ragged",
     groups: Sequence[Label] | None = None,
 ) -> PreTrainedModel:
     """
@@ -40,18 +44,21 @@ def extract_module(
         gates (`"mean"` or `"binary"`, *optional*): what multiplies a kept neuron: the mean over the labels of its
             class-mean gate, or one. Defaults to `"mean"` for masks that hold mean gates, to `"binary"` for masks made
             by hand.
-        layout (`"ragged"`, *optional*): every layer has its own sizes.
+        layout (`"ragged"`, `"stock"` or `"auto"`, *optional*, defaults to `"ragged"`): `"ragged"` gives every layer
+            its own sizes and needs nemo_hf to load; `"stock"` gives all blocks one size, so that the plain class loads
+            it (for families that can say so, and parents with masks in every block); `"auto"` takes the stock layout
+            where it has at most 10 % more parameters than the ragged one.
         groups (`Sequence[str | int]`, *optional*): instead of labels, groups of samples by which the masks are (see
             `ModularTrainingArguments.group_column`). The module then keeps all labels.
 
     Returns:
-        `PreTrainedModel`: of class `Slim<parent's class>`, with its own `config`, in evaluation mode, on the parent's
-        device and in its dtype.
+        `PreTrainedModel`: of class `Slim<parent's class>`, or of the parent's class in the stock layout, with its own
+        `config`, in evaluation mode, on the parent's device and in its dtype.
 
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: for an unknown label, masks of another model, or gates that the masks do
         not hold.
-        [`~nemo_hf.errors.UnsupportedModelError`]: if the model cannot be cut.
+        [`~nemo_hf.errors.UnsupportedModelError`]: if the model cannot be cut, or not in the stock layout.
 
     Example:
 
@@ -61,8 +68,8 @@ def extract_module(
     >>> english = extract_module(model, masks_by_language, groups=["en"])
     ```
     """
-    if layout != "ragged":
-        raise NemoValueError(f"layout must be 'ragged', got {layout!r}.")
+    if layout not in ("ragged", "stock", "auto"):
+        raise NemoValueError(f"layout must be 'ragged', 'stock' or 'auto', got {layout!r}.")
     if gates not in (None, "mean", "binary"):
         raise NemoValueError(f"gates must be 'mean' or 'binary', got {gates!r}.")
     architecture = resolve_architecture(model)
@@ -70,8 +77,16 @@ def extract_module(
     gates = gates or ("mean" if masks.has_gates else "binary")
     held = constant_gates(model, masks, keys, gates)
 
-    tensors, shapes = cut(model, held, architecture.heads[type(model).__name__], label_ids)
-    config = _module_config(model, label_ids)
+    heads = architecture.heads[type(model).__name__]
+    sizes = None
+    if layout == "stock" or (layout == "auto" and why_not_stock(model, held) is None):
+        sizes = stock_sizes(model, held)
+    tensors, shapes = cut(model, held, heads, label_ids, sizes)
+    if layout == "auto" and sizes:
+        ragged = cut(model, held, heads, label_ids)
+        if _num_elements(tensors) > AUTO_STOCK_LIMIT * _num_elements(ragged[0]):
+            (tensors, shapes), sizes = ragged, None
+    config = _module_config(model, label_ids, sizes)
     config.nemo = {
         "kind": MODULE_KIND,
         "format": slim.FORMAT_VERSION,
@@ -81,14 +96,15 @@ def extract_module(
         **({} if groups is None else {"groups": keys, "grouped_by": masks.grouped_by}),
         "threshold": masks.threshold,
         "gates": gates,
-        "layout": layout,
+        "layout": "stock" if sizes else "ragged",
         "neuron_retention": masks.retention(keys),
         "neurons": masks.union(keys).pack(),
         "shapes": shapes,
     }
     # The initialisation is overwritten below; it must not move the user's random numbers.
     with torch.random.fork_rng(devices=[]):
-        module = slim.slim_model_class(type(model))._from_config(
+        module_class = type(model) if sizes else slim.slim_model_class(type(model))
+        module = module_class._from_config(
             config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
     module.load_state_dict({name: tensor.detach().clone() for name, tensor in tensors.items()}, strict=True)
@@ -197,16 +213,19 @@ def _mask_key(masks: ModuleMasks, config: PreTrainedConfig, label_id: int) -> La
     return key
 
 
-def _module_config(model: PreTrainedModel, label_ids: list[int]) -> PreTrainedConfig:
-    """The parent's configuration as that of a module with fewer labels."""
+def _num_elements(tensors: Mapping[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def _module_config(model: PreTrainedModel, label_ids: list[int], sizes: StockSizes | None) -> PreTrainedConfig:
+    """The parent's configuration as that of a module with fewer labels, and with the sizes of the stock layout."""
     values = copy.deepcopy(model.config).to_dict()
     names = [model.config.id2label[i] for i in label_ids]
     if len(names) == 1:
         values["problem_type"] = None  # transformers takes "single_label_classification" for two labels and more only
     for key in ("nemo", "model_type", "architectures", "id2label", "label2id", "num_labels", "transformers_version"):
         values.pop(key, None)
-    config_class = slim.slim_config_class(type(model.config))
-    config = config_class(
-        **values, id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)}
-    )
-    return config
+    if sizes is not None:
+        values.update(stock_values(model, sizes))
+    config_class = slim.slim_config_class(type(model.config)) if sizes is None else type(model.config)
+    return config_class(**values, id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})

@@ -5,7 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 
-from .architectures import Architecture, Attention, Chain, Convolution, FeedForward, register_architecture
+from .architectures import (
+    Architecture,
+    Attention,
+    Chain,
+    Convolution,
+    FeedForward,
+    StockLayout,
+    register_architecture,
+)
 
 
 # ---- Attention and feed-forward layers that several families share ----
@@ -56,6 +64,11 @@ _LLAMA_FEED_FORWARD = FeedForward(
 )
 
 
+_VIT_STOCK = StockLayout("intermediate_size", "num_attention_heads", head_size="head_dim", cuts_units=True)
+_FFN_STOCK = StockLayout("intermediate_size")
+_LLAMA_STOCK = StockLayout("intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", divides=True)
+
+
 def _conv_layer(path: str, squeeze_excite: tuple[str, str] | None = None, optional: bool = False) -> Convolution:
     """The conv layer of ResNet, RegNet and MobileNet in transformers: convolution, normalization, activation."""
     return Convolution(
@@ -74,6 +87,7 @@ _IMAGE = [
         blocks="vit.layers.*",
         attention=_VIT_ATTENTION,
         feed_forward=_VIT_FEED_FORWARD,
+        stock=_VIT_STOCK,
     ),
     Architecture(
         model_type="vit_msn",
@@ -81,6 +95,7 @@ _IMAGE = [
         blocks="vit.layers.*",
         attention=_VIT_ATTENTION,
         feed_forward=_VIT_FEED_FORWARD,
+        stock=_VIT_STOCK,
     ),
     Architecture(
         model_type="deit",
@@ -91,6 +106,7 @@ _IMAGE = [
         blocks="deit.layers.*",
         attention=_VIT_ATTENTION,
         feed_forward=_VIT_FEED_FORWARD,
+        stock=_VIT_STOCK,
     ),
     Architecture(
         model_type="beit",
@@ -102,6 +118,7 @@ _IMAGE = [
             shared_head_bias="beit.shared_position_bias",
         ),
         feed_forward=_VIT_FEED_FORWARD,
+        stock=_VIT_STOCK,
     ),
     Architecture(
         model_type="dinov2",
@@ -109,6 +126,7 @@ _IMAGE = [
         blocks="dinov2.encoder.layer.*",
         attention=_VIT_ATTENTION,
         feed_forward=(_VIT_FEED_FORWARD, _LLAMA_FEED_FORWARD),
+        stock=dataclasses.replace(_VIT_STOCK, intermediate_size=None),
     ),
     *(
         Architecture(
@@ -260,6 +278,7 @@ def _bert_like(model_type: str, prefix: str, class_name: str, head: str) -> Arch
         blocks=f"{prefix}.encoder.layer.*",
         attention=_BERT_ATTENTION,
         feed_forward=_BERT_FEED_FORWARD,
+        stock=_FFN_STOCK,
     )
 
 
@@ -286,6 +305,7 @@ _TEXT = [
             inline_scale=True,
         ),
         feed_forward=_BERT_FEED_FORWARD,
+        stock=_FFN_STOCK,
     ),
     Architecture(
         model_type="distilbert",
@@ -301,6 +321,7 @@ _TEXT = [
             head_size=("attention_head_size",),
         ),
         feed_forward=FeedForward(up="ffn.lin1", activation="ffn.activation", down="ffn.lin2"),
+        stock=StockLayout("hidden_dim"),
     ),
     Architecture(
         model_type="modernbert",
@@ -317,6 +338,7 @@ _TEXT = [
             inline_scale=True,
         ),
         feed_forward=FeedForward(up="mlp.Wi", gate="mlp.Wi", activation="mlp.act", down="mlp.Wo"),
+        stock=_FFN_STOCK,
     ),
     Architecture(
         model_type="deberta-v2",
@@ -335,6 +357,7 @@ _TEXT = [
             ),
         ),
         feed_forward=_BERT_FEED_FORWARD,
+        stock=_FFN_STOCK,
     ),
     Architecture(
         model_type="eurobert",
@@ -342,6 +365,7 @@ _TEXT = [
         blocks="model.layers.*",
         attention=_LLAMA_ATTENTION,
         feed_forward=_LLAMA_FEED_FORWARD,
+        stock=_LLAMA_STOCK,
     ),
     Architecture(
         model_type="nomic_bert",
@@ -362,6 +386,7 @@ def _llama_like(model_type: str, class_name: str, **attention: object) -> Archit
         blocks="model.layers.*",
         attention=dataclasses.replace(_LLAMA_ATTENTION, **attention),
         feed_forward=_LLAMA_FEED_FORWARD,
+        stock=_LLAMA_STOCK,
     )
 
 
@@ -385,6 +410,7 @@ _DECODERS = [
             all_head_size=("split_size",),
         ),
         feed_forward=FeedForward(up="mlp.c_fc", activation="mlp.act", down="mlp.c_proj"),
+        stock=StockLayout("n_inner"),
     ),
 ]
 
@@ -413,6 +439,7 @@ def _speech(model_type: str, prefix: str, class_name: str, **attention: object) 
             down="feed_forward.output_dense",
         ),
         encoder=f"{prefix}.encoder",
+        stock=_FFN_STOCK,
     )
 
 
@@ -423,6 +450,7 @@ _AUDIO = [
         blocks="audio_spectrogram_transformer.layers.*",
         attention=_VIT_ATTENTION,
         feed_forward=_VIT_FEED_FORWARD,
+        stock=_VIT_STOCK,
     ),
     _speech("wav2vec2", "wav2vec2", "Wav2Vec2"),
     _speech("hubert", "hubert", "Hubert"),

@@ -26,6 +26,7 @@ from .architectures import (
     FeedForward,
     Part,
 )
+from .config import MODULE_KIND
 from .errors import UnsupportedModelError
 
 
@@ -69,7 +70,8 @@ def resolve_architecture(model: nn.Module) -> Architecture:
             f"wrappers."
         )
     model_type, class_name = model.config.model_type, type(model).__name__
-    if model_type.startswith(slim.MODEL_TYPE_PREFIX):
+    nemo = getattr(model.config, "nemo", None)
+    if isinstance(nemo, dict) and nemo.get("kind") == MODULE_KIND:
         raise UnsupportedModelError(f"{class_name} is a module already. Masks and further cuts start from its parent.")
     if model_type in UNSUPPORTED:
         raise UnsupportedModelError(f"Models of type {model_type!r} cannot be supported: {UNSUPPORTED[model_type]}.")

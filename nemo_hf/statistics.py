@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -122,14 +123,16 @@ class NeuronStatistics:
         """Share of a label's samples with an open gate, of shape `(num_labels, num_neurons)`; 0 without samples."""
         return self.open_counts.cpu() / self.num_samples.clamp(min=1)[:, None]
 
-    def module_masks(self, threshold: float = 0.9) -> ModuleMasks:
+    def module_masks(self, threshold: float = 0.9, uniform: bool = False) -> ModuleMasks:
         """
         The neurons that at least a share `threshold` of the samples of a label opens (NeMo, arXiv 2508.11348,
-        section 3). A layer that would be empty keeps its
-        single most frequent neuron.
+        section 3). A layer that would be empty keeps its single most frequent neuron.
 
         Args:
             threshold (`float`, *optional*, defaults to 0.9): share of samples in (0, 1].
+            uniform (`bool`, *optional*, defaults to `False`): keep the same number of neurons in corresponding layers
+                of all blocks, as many as the threshold gives on average, the most frequent first. The stock layout of
+                a module for one label then wastes little on padding.
 
         Returns:
             [`ModuleMasks`]: masks and class-mean gates of every label that has samples.
@@ -144,20 +147,21 @@ class NeuronStatistics:
             raise NemoValueError("These statistics count no samples. Collect them over a dataset first.")
         needed = metrics.samples_needed(self.num_samples, threshold)[:, None]
         open_counts = self.open_counts.cpu()
-        selected = (open_counts >= needed).split(list(self.layers.values()), dim=1)
-        counts = open_counts.split(list(self.layers.values()), dim=1)
-        means = (self.gate_sums.cpu() / self.num_samples.clamp(min=1)[:, None]).split(
-            list(self.layers.values()), dim=1
-        )
-        masks: dict[str, dict[str, torch.Tensor]] = {self.labels[i]: {} for i in seen}
-        gates: dict[str, dict[str, torch.Tensor]] = {self.labels[i]: {} for i in seen}
-        for column, layer in enumerate(self.layers):
+        mean_gates = self.gate_sums.cpu() / self.num_samples.clamp(min=1)[:, None]
+        by_layer = [tensor.split(list(self.layers.values()), dim=1) for tensor in (open_counts, mean_gates)]
+        counts, means = (dict(zip(self.layers, tensors, strict=True)) for tensors in by_layer)
+        numbers = {layer: (count >= needed).sum(1).clamp(min=1) for layer, count in counts.items()}
+        if uniform:
+            numbers = _mean_over_blocks(numbers, self.layers)
+        masks: dict[Label, dict[str, torch.Tensor]] = {self.labels[i]: {} for i in seen}
+        gates: dict[Label, dict[str, torch.Tensor]] = {self.labels[i]: {} for i in seen}
+        for layer, number in numbers.items():
+            # By frequency; of equally frequent neurons those with larger gates.
+            order = (counts[layer] + 0.5 * means[layer]).argsort(dim=1, descending=True, stable=True)
+            rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
             for i in seen:
-                mask = selected[column][i].clone()
-                if not mask.any():
-                    mask[counts[column][i].argmax()] = True
-                masks[self.labels[i]][layer] = mask
-                gates[self.labels[i]][layer] = means[column][i]
+                masks[self.labels[i]][layer] = rank[i] < number[i]
+                gates[self.labels[i]][layer] = means[layer][i]
         return ModuleMasks(masks, gates, threshold, self.grouped_by)
 
     def cohesion(self, threshold: float = 0.9) -> float:
@@ -214,6 +218,17 @@ class NeuronStatistics:
         neurons = sum(self.layers.values())
         kind = "labels" if self.grouped_by is None else f"groups of {self.grouped_by!r}"
         return f"NeuronStatistics({len(self.labels)} {kind}, {neurons} neurons, {int(self.num_samples.sum())} samples)"
+
+
+def _mean_over_blocks(numbers: dict[str, torch.Tensor], widths: dict[str, int]) -> dict[str, torch.Tensor]:
+    """Numbers of neurons per layer, of shape `(num_labels,)`, averaged over the corresponding layers of all blocks."""
+    # Names without the number of the block; in hierarchical models only layers of one width correspond.
+    kinds = {layer: (re.sub(r"\.\d+\.", ".*.", layer), width) for layer, width in widths.items()}
+    found: dict[tuple[str, int], list[torch.Tensor]] = {}
+    for layer, number in numbers.items():
+        found.setdefault(kinds[layer], []).append(number)
+    means = {kind: torch.stack(number).float().mean(0).round().int() for kind, number in found.items()}
+    return {layer: means[kinds[layer]] for layer in numbers}
 
 
 def collect_statistics(
