@@ -8,16 +8,19 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, ModelCardData
-from transformers import PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedModel
 
+from .auto import model_class
 from .collection import INDEX_FILE, ModuleEntry, choose_folders, entry_dict, read_entries, read_index, write_index
 from .config import MODULE_KIND
-from .errors import NemoValueError
+from .errors import CheckpointError, NemoValueError
 from .metrics import count_parameters
 from .model_card import (
     accuracy_of,
@@ -28,8 +31,11 @@ from .model_card import (
     plain_metrics,
     shown_source,
 )
-from .readme import decode_card, update_card
+from .readme import decode_card, has_section, parse_card, update_card
 from .remote import Remote
+
+
+Module = PreTrainedModel | str | os.PathLike  # the model, or the folder with it
 
 
 def save_module(
@@ -74,7 +80,7 @@ def save_module(
 
 def push_modules(
     repo_id: str,
-    modules: PreTrainedModel | Mapping[str, PreTrainedModel] | Sequence[PreTrainedModel],
+    modules: Module | Mapping[str, Module] | Sequence[Module],
     *,
     processing_class: Any = None,
     metrics: Mapping[str, Any] | None = None,
@@ -96,8 +102,10 @@ def push_modules(
 
     Args:
         repo_id (`str`): the repository; made if it is missing.
-        modules (`Mapping` or `Sequence` of `PreTrainedModel`): name → module. In a sequence, modules are named by
-            their labels (or groups). A single module goes to the root of the repository.
+        modules (`Mapping` or `Sequence` of `PreTrainedModel` or `str`): name → module, or the folder that
+            [`save_module`] wrote; its processor, results and card are taken along. In a sequence, modules are named
+            by their labels (or groups), folders by their own names. A single module goes to the root of the
+            repository.
         processing_class (*optional*): tokenizer or image processor of the parent.
         metrics (`Mapping`, *optional*): name → results of this module as in [`save_module`]. For a single module:
             its results.
@@ -125,36 +133,125 @@ def push_modules(
     >>> AutoModelForImageClassification.from_pretrained("someone/animals", subfolder="cat")
     ```
     """
-    is_single = isinstance(modules, PreTrainedModel)
+    is_single = isinstance(modules, PreTrainedModel | str | os.PathLike)
     named = {"": modules} if is_single else _named(modules)
-    results = {"": metrics or {}} if is_single else dict(metrics or {})
-    results = {name: plain_metrics(values) for name, values in results.items()}
-    for name, module in named.items():
-        _check_module(module, name)
+    results = {"": metrics} if is_single and metrics else dict(metrics or {})
     if unknown := sorted(set(results) - set(named)):
         raise NemoValueError(f"metrics has {unknown[0]!r}, but the modules are {', '.join(map(repr, named))}.")
+    common = {"processing_class": processing_class, "base_model": base_model, "dataset": dataset}
+    items = {name: _item(name, module, metrics=results.get(name), **common) for name, module in named.items()}
     remote = Remote.open(repo_id, private, token, revision, create_pr)
-    index = {} if is_single else _remote_index(remote)
-    folders = {"": ""} if is_single else choose_folders(named, {name: old["folder"] for name, old in index.items()})
-    card = {"source": remote.repo_id, "base_model": base_model, "dataset": dataset}
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary) / "repository"
-        for name, module in named.items():
-            folder = root / folders[name]
-            folder.mkdir(parents=True, exist_ok=True)
-            where = _fetch_card(remote, root, folders[name])
-            there = {**card, "subfolder": folders[name]}
-            _save(module, folder, processing_class, results.get(name, {}), there, where)
-            if not is_single:
-                index[name] = {**index.get(name, {}), **_entry(module, folder, results.get(name, {}), base_model)}
-        if not is_single:
-            write_index(root / INDEX_FILE, index)
-            where = _fetch_card(remote, root, "")
-            text, data = collection_card(remote.repo_id, read_entries(index), pipeline_task(module), dataset)
-            _write_card(root, text, data, where)
+        root.mkdir()
+        if is_single:
+            folders = [_place(remote, root, "", items[""])]
+        else:
+            folders = _place_collection(remote, root, items, dataset)
+        stale = {path for folder in folders for path in _stale(remote, root, folder)}
         message = commit_message or f"Upload {len(named)} module{'s' if len(named) > 1 else ''} with nemo_hf"
-        stale = {path for folder in folders.values() for path in _stale(remote, root, folder)}
         return remote.push(root, stale, message, create_pr)
+
+
+def _named(modules: Mapping[str, Module] | Sequence[Module]) -> dict[str, Module]:
+    """The modules or folders by name."""
+    if isinstance(modules, Mapping):
+        named = {str(name): module for name, module in modules.items()}
+    else:
+        named = {_own_name(module): module for module in modules}
+    if not named or len(named) != len(modules):
+        raise NemoValueError(
+            "modules must be a non-empty mapping from names to modules, or a list of modules with different names; "
+            f"got {len(modules)} module(s) with the names {', '.join(map(repr, named)) or '-'}."
+        )
+    return named
+
+
+def _own_name(module: Module) -> str:
+    """The name of a module that was given without one."""
+    if isinstance(module, str | os.PathLike):
+        return Path(module).resolve().name
+    _check_module(module)
+    return ", ".join(map(str, module.config.nemo.get("groups", module.config.nemo["labels"])))
+
+
+@dataclass
+class _Item:
+    """A module to push, with what lies beside it."""
+
+    module: PreTrainedModel
+    processing_class: Any
+    metrics: Mapping[str, Any]
+    base_model: str | None
+    dataset: str | None
+    card: bytes | None = None
+
+
+def _item(name: str, module: Module, **given: Any) -> _Item:
+    """The module, or what [`save_module`] wrote to a folder; arguments of the push come first."""
+    given["metrics"] = plain_metrics(given["metrics"] or {})
+    if not isinstance(module, str | os.PathLike):
+        _check_module(module, name)
+        return _Item(module, **given)
+    folder, card = Path(module), Path(module) / "README.md"
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} holds no module: there is no config.json. `save_module` writes one.")
+    config = AutoConfig.from_pretrained(folder)
+    if not _is_module(config):
+        raise CheckpointError(f"{folder} holds no module, but another model. Cut modules with `extract_module`.")
+    try:
+        loaded = model_class(config, str(folder)).from_pretrained(folder)
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"The weights of {folder} are damaged: {error}.") from error
+    given["processing_class"] = given["processing_class"] or _saved_processor(folder)
+    if not card.exists():
+        return _Item(loaded, **given)
+    text = decode_card(card.read_bytes(), str(card))
+    data = parse_card(text, str(card)).data
+    if has_section(text):  # results without our card may be of the module before it was fine-tuned
+        given["metrics"] = given["metrics"] or config.nemo.get("metrics", {})
+    given["base_model"] = given["base_model"] or data.base_model
+    given["dataset"] = given["dataset"] or next(iter(data.datasets or []), None)
+    return _Item(loaded, **given, card=text.encode())
+
+
+def _saved_processor(folder: Path) -> Any:
+    """The processor in a folder, if there is one."""
+    for name, auto_class in (
+        ("tokenizer_config.json", AutoTokenizer),
+        ("preprocessor_config.json", AutoImageProcessor),
+        ("processor_config.json", AutoProcessor),
+    ):
+        if (folder / name).is_file():
+            return auto_class.from_pretrained(folder)
+    return None
+
+
+def _place_collection(remote: Remote, root: Path, items: Mapping[str, _Item], dataset: str | None) -> list[str]:
+    """Write all modules, the index and the card of the collection; returns the folders of the modules."""
+    content = remote.read(INDEX_FILE)
+    index = {} if content is None else read_index(content, f"{INDEX_FILE} of {remote.repo_id}")
+    folders = choose_folders(items, {name: entry["folder"] for name, entry in index.items()})
+    for name, item in items.items():
+        folder = root / _place(remote, root, folders[name], item)
+        index[name] = {**index.get(name, {}), **_entry(item, folder)}
+        if (folder / "slim.py").exists():  # transformers looks for code in the root too
+            shutil.copyfile(folder / "slim.py", root / "slim.py")
+    write_index(root / INDEX_FILE, index)
+    where = _fetch_card(remote, root, "", None)
+    dataset = dataset or next((item.dataset for item in items.values() if item.dataset), None)
+    text, data = collection_card(remote.repo_id, read_entries(index), pipeline_task(item.module), dataset)
+    _write_card(root, text, data, where)
+    return list(folders.values())
+
+
+def _place(remote: Remote, root: Path, folder: str, item: _Item) -> str:
+    """Write one module where it will be committed."""
+    (root / folder).mkdir(exist_ok=True)
+    where = _fetch_card(remote, root, folder, item.card)
+    card = {"source": remote.repo_id, "subfolder": folder, "base_model": item.base_model, "dataset": item.dataset}
+    _save(item.module, root / folder, item.processing_class, item.metrics, card, where)
+    return folder
 
 
 def _save(
@@ -179,7 +276,11 @@ def _save(
             processing_class.save_pretrained(temporary)
         if (target / "README.md").exists():
             shutil.copyfile(target / "README.md", Path(temporary) / "README.md")
-        text, data = module_card(module, metrics, has_processor=processing_class is not None, **card)
+        beside = {
+            "has_processor": processing_class is not None,
+            "has_code": (Path(temporary) / "slim.py").exists(),
+        }
+        text, data = module_card(module, metrics, **beside, **card)
         _write_card(Path(temporary), text, data, where)
         written = {file.name for file in Path(temporary).iterdir()}
         for file in Path(temporary).iterdir():
@@ -208,60 +309,39 @@ def _store_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
 
 
 def _check_module(module: Any, name: str = "") -> None:
-    nemo = getattr(getattr(module, "config", None), "nemo", None)
-    if not isinstance(nemo, dict) or nemo.get("kind") != MODULE_KIND:
-        what = f"{type(module).__name__}{f' ({name!r})' if name else ''}"
+    if not _is_module(getattr(module, "config", None)):
+        what = type(module).__name__ if not name else f"{type(module).__name__} ({name!r})"
         raise NemoValueError(f"{what} is not a module; make one with `extract_module`.")
 
 
-def _named(modules: Mapping[str, PreTrainedModel] | Sequence[PreTrainedModel]) -> dict[str, PreTrainedModel]:
-    """The modules by name."""
-    if isinstance(modules, Mapping):
-        named = {str(name): module for name, module in modules.items()}
-    else:
-        for module in modules:
-            _check_module(module)
-        named = {
-            ", ".join(map(str, module.config.nemo.get("groups", module.config.nemo["labels"]))): module
-            for module in modules
-        }
-    if not named or len(named) != len(modules):
-        raise NemoValueError(
-            f"modules must be a non-empty mapping from names to modules, or a list of modules with different labels; "
-            f"got {len(modules)} module(s) with the names {', '.join(map(repr, named)) or '-'}."
-        )
-    return named
+def _is_module(config: Any) -> bool:
+    nemo = getattr(config, "nemo", None)
+    return isinstance(nemo, dict) and nemo.get("kind") == MODULE_KIND
 
 
-def _entry(
-    module: PreTrainedModel, folder: Path, metrics: Mapping[str, Any], base_model: str | None
-) -> dict[str, Any]:
+def _entry(item: _Item, folder: Path) -> dict[str, Any]:
     """What the index says of a module that was written to `folder`."""
-    nemo = module.config.nemo
+    nemo = item.module.config.nemo
     entry = ModuleEntry(
         folder=folder.name,
         labels=list(nemo["labels"]),
         neuron_retention=nemo["neuron_retention"],
         parameter_retention=nemo["parameter_retention"],
-        parameters=count_parameters(module),
+        parameters=count_parameters(item.module),
         bytes=sum(file.stat().st_size for file in folder.glob("model*.safetensors")),
         layout=nemo["layout"],
-        parent=base_model or parent_on_hub(module),
+        parent=item.base_model or parent_on_hub(item.module),
         groups=nemo.get("groups"),
-        accuracy=accuracy_of(metrics),
+        accuracy=accuracy_of(item.metrics),
     )
     return entry_dict(entry)
 
 
-def _remote_index(remote: Remote) -> dict[str, dict[str, Any]]:
-    content = remote.read(INDEX_FILE)
-    return {} if content is None else read_index(content, f"{INDEX_FILE} of {remote.repo_id}")
-
-
-def _fetch_card(remote: Remote, root: Path, folder: str) -> str:
-    """Put the card that the repository has where the new one will be written; returns what errors call it."""
+def _fetch_card(remote: Remote, root: Path, folder: str, own: bytes | None) -> str:
+    """Put the card that the repository has, else the module's own, where the new one will be; what errors call it."""
     path = f"{folder}/README.md" if folder else "README.md"
     content = remote.read(path)
+    content = own if content is None else content
     if content is not None:
         (root / path).write_bytes(content)
     return f"{path} of {remote.repo_id}"

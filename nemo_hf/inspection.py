@@ -25,8 +25,8 @@ from .statistics import STATISTICS_FILE, NeuronStatistics
 
 
 WEIGHTS_FILE, SHARDS_FILE = "model.safetensors", "model.safetensors.index.json"
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-Shapes = dict[str, tuple[int, ...]]
+_BUFFERS = ("running_mean", "running_var")  # of floating point, as parameters are
+Tensors = dict[str, tuple[str, tuple[int, ...]]]  # name → type as safetensors calls it, and shape
 
 
 def describe_checkpoint(
@@ -65,15 +65,19 @@ def describe_checkpoint(
         "model_type": config.get("model_type"),
         "labels": _labels(config),
     }
-    shapes, size = _weights(source, hub)
-    numbers = {name: math.prod(shape) for name, shape in shapes.items() if not name.endswith(_BUFFERS)}
+    tensors, size = _weights(source, hub)
+    numbers = {
+        name: math.prod(shape)
+        for name, (dtype, shape) in tensors.items()
+        if dtype.startswith(("F", "BF")) and not name.endswith(_BUFFERS)
+    }
     generators = sum(number for name, number in numbers.items() if ".mask_generator." in name)
     report |= {"parameters": sum(numbers.values()) - generators}
     try:
         if kind == MODULE_KIND:
             report |= _describe_module(nemo)
         elif kind == MODULAR_KIND:
-            report |= {"generator_parameters": generators, **_describe_modular(source, nemo, shapes, hub)}
+            report |= {"generator_parameters": generators, **_describe_modular(source, nemo, tensors, hub)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"The config of {_name(source, subfolder)} is damaged: {error}") from error
     return {**report, "bytes": size}
@@ -111,11 +115,11 @@ def _describe_module(nemo: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe_modular(
-    source: str | os.PathLike, nemo: dict[str, Any], shapes: Shapes, hub: dict[str, Any]
+    source: str | os.PathLike, nemo: dict[str, Any], tensors: Tensors, hub: dict[str, Any]
 ) -> dict[str, Any]:
     config = ModularConfig.from_dict(nemo)
     ending = ".mask_generator.expand.bias"
-    layers = {name.removesuffix(ending): shape[0] for name, shape in shapes.items() if name.endswith(ending)}
+    layers = {name.removesuffix(ending): shape[0] for name, (_, shape) in tensors.items() if name.endswith(ending)}
     report = {
         "format": nemo.get("format"),
         "target_modules": config.target_modules,
@@ -140,8 +144,8 @@ def _labels(config: dict[str, Any]) -> list[str]:
     return list(names.values()) if isinstance(names, dict) else ["LABEL_0", "LABEL_1"]
 
 
-def _weights(source: str | os.PathLike, hub: dict[str, Any]) -> tuple[Shapes, int]:
-    """Names and shapes of all tensors, and the size of their files in bytes."""
+def _weights(source: str | os.PathLike, hub: dict[str, Any]) -> tuple[Tensors, int]:
+    """All tensors, and the size of their files in bytes."""
     where = _name(source, hub["subfolder"])
     shards = _read_json(source, SHARDS_FILE, hub)
     try:
@@ -150,27 +154,28 @@ def _weights(source: str | os.PathLike, hub: dict[str, Any]) -> tuple[Shapes, in
             raise CheckpointError(f"{SHARDS_FILE} of {where} is damaged: it names a file outside its folder.")
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{SHARDS_FILE} of {where} is damaged ({error!r}).") from error
-    shapes, size = {}, 0
+    tensors, size = {}, 0
     for file in files:
         try:
             header, length = _local_header(source, file, hub) if os.path.isdir(source) else _header(source, file, hub)
         except (SafetensorError, SafetensorsParsingError) as error:
             raise CheckpointError(f"{file} of {where} is damaged: {error}.") from error
-        shapes |= header
+        tensors |= header
         size += length
-    return shapes, size
+    return tensors, size
 
 
-def _local_header(source: str | os.PathLike, file: str, hub: dict[str, Any]) -> tuple[Shapes, int]:
+def _local_header(source: str | os.PathLike, file: str, hub: dict[str, Any]) -> tuple[Tensors, int]:
     path = Path(source, hub["subfolder"], file)
     if not path.is_file():
         raise CheckpointError(f"There is no {file} in {_name(source, hub['subfolder'])}: its weights are missing.")
     with safe_open(path, framework="pt") as weights:
-        names = weights.keys()
-        return {name: tuple(weights.get_slice(name).get_shape()) for name in names}, path.stat().st_size
+        slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118 (not a dict)
+        tensors = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    return tensors, path.stat().st_size
 
 
-def _header(source: str | os.PathLike, file: str, hub: dict[str, Any]) -> tuple[Shapes, int]:
+def _header(source: str | os.PathLike, file: str, hub: dict[str, Any]) -> tuple[Tensors, int]:
     """The header of weights on the Hub: a range of the file, the rest is not downloaded."""
     api, path = HfApi(token=hub["token"]), "/".join(filter(None, (hub["subfolder"], file)))
     with clear_errors(str(source)):
@@ -178,7 +183,8 @@ def _header(source: str | os.PathLike, file: str, hub: dict[str, Any]) -> tuple[
         if not found:
             raise CheckpointError(f"There is no {path} in {source}: its weights are missing.")
         metadata = api.parse_safetensors_file_metadata(str(source), path, revision=hub["revision"])
-    return {name: tuple(tensor.shape) for name, tensor in metadata.tensors.items()}, found[0].size
+    tensors = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in metadata.tensors.items()}
+    return tensors, found[0].size
 
 
 def _file(source: str | os.PathLike, name: str, hub: dict[str, Any]) -> str | None:

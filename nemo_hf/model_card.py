@@ -40,6 +40,10 @@ PROCESSORS = {  # the Auto class, and how `pipeline` calls its object
     "audio-classification": ("AutoFeatureExtractor", "feature_extractor"),
     "text-classification": ("AutoTokenizer", "tokenizer"),
 }
+WITHOUT_NEMO_HF = """
+Where nemo_hf is not installed, leave out its import and add `trust_remote_code=True`: this runs the `slim.py` beside
+the weights. It needs torch and transformers only.
+"""
 # Figures about cost or about the parent: rows of the table, but no results of this model.
 COSTS = {"flops", "latency", "latency_ratio", "parameters", "bytes", "neuron_retention", "parameter_retention"}
 
@@ -56,6 +60,7 @@ def module_card(
     source: str = "path-or-repository",
     subfolder: str = "",
     has_processor: bool = True,
+    has_code: bool = False,
     base_model: str | None = None,
     dataset: str | None = None,
 ) -> tuple[str, ModelCardData]:
@@ -69,6 +74,7 @@ def module_card(
         source (`str`, *optional*): repository or folder that the loading snippet names.
         subfolder (`str`, *optional*): of the module in it.
         has_processor (`bool`, *optional*, defaults to `True`): whether a processor lies beside the module.
+        has_code (`bool`, *optional*, defaults to `False`): whether `slim.py` lies beside the module.
         base_model (`str`, *optional*): the parent on the Hub, if the module does not know it.
         dataset (`str`, *optional*): the data set on the Hub that the parent was trained on and the results are of.
 
@@ -102,7 +108,7 @@ The part of a modular model that these {owner} need, cut out as a small dense ne
 ## How to use
 
 {_snippet(task, nemo["layout"], source, subfolder, has_processor)}
-
+{WITHOUT_NEMO_HF if has_code else ""}
 ## Versions
 
 {versions()}
@@ -203,8 +209,8 @@ def write_modular_card(
     rows = [
         ("labels", f"{len(names)}: {_shorten(names)}"),
         ("parameters", f"{parameters - generators:,}, and {generators:,} of mask generators"),
-        *(_row(name, value) for name, value in results.items()),
-        *(_row(name, value) for name, value in hyperparameters.items() if value is not None),
+        *((name, _row(name, value)[1]) for name, value in results.items()),
+        *((name, _row(name, value)[1]) for name, value in hyperparameters.items() if value is not None),
     ]
     owner = "label" if group_column is None else f"group of samples (column `{group_column}`)"
     chosen = f"labels={names[:2]!r}" if group_column is None else "groups=masks.labels[:2]"
@@ -251,7 +257,7 @@ def shown_source(path: str | os.PathLike) -> str:
 
 def kept_neurons(packed: Mapping[str, str]) -> int:
     """How many neurons the packed bits of a module's provenance keep."""
-    return sum(int.from_bytes(base64.b64decode(bits), "big").bit_count() for bits in packed.values())
+    return sum(int.from_bytes(base64.b64decode(bits, validate=True), "big").bit_count() for bits in packed.values())
 
 
 def versions() -> str:

@@ -35,7 +35,7 @@ def parse_card(text: str, where: str) -> ModelCard:
         return ModelCard(text if REGEX_YAML_BLOCK.search(text) else f"---\n\n---\n{text}")
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"The metadata of {where} cannot be read: {error}. Nothing was written. Correct the lines between the two "
+            f"The metadata of {where} cannot be read: {' '.join(str(error).split())}. Nothing was written. Correct the lines between the two "
             "'---' at its top, or move the file away."
         ) from error
 

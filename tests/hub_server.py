@@ -177,6 +177,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.validate()
             case ("GET", "api", "models", owner, name, *rest):
                 self.describe(self.repository(owner, name), f"{owner}/{name}", rest)
+            case ("POST", "api", "models", owner, name, "paths-info", revision):
+                self.describe_paths(self.repository(owner, name), revision)
             case ("POST", "api", "models", owner, name, "branch", branch):
                 self.branch(self.repository(owner, name, write=True), branch)
             case ("POST", "api", "models", owner, name, "preupload", revision):
@@ -234,6 +236,13 @@ class Handler(BaseHTTPRequestHandler):
             recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
             rows = [self.row(name, *found[name]) for name in found if recursive or "/" not in name[len(start) :]]
             raise Answer(200, rows)
+
+    def describe_paths(self, repository, revision):
+        self.sha(repository, revision)
+        # huggingface_hub sends a form, as JSON or URL-encoded
+        wanted = self.json()["paths"] if self.body[:1] == b"{" else parse_qs(self.body.decode())["paths"]
+        files = repository.files(revision)
+        raise Answer(200, [self.row(path, *files[path]) for path in wanted if path in files])
 
     @staticmethod
     def row(path, content, is_lfs):

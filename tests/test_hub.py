@@ -9,7 +9,7 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard
 from models import VIT, module_masks
 
-from nemo_hf import CheckpointError, NemoValueError, extract_module, push_modules
+from nemo_hf import NemoValueError, extract_module, push_modules
 from nemo_hf.collection import choose_folders
 
 
@@ -228,7 +228,8 @@ def test_odd_labels_keep_their_names(hub, client):
 def test_a_single_module_goes_to_the_root(hub, client):
     code = """
     push_modules("one", both, processing_class=processor, metrics={"accuracy": 0.5})
-    result = [same(Auto.from_pretrained("ann/one"), both), transformers.pipeline("image-classification", "ann/one").task]
+    classify = transformers.pipeline("image-classification", "ann/one")
+    result = [same(Auto.from_pretrained("ann/one"), both), classify.task]
     """
     assert client.run(code) == [True, "image-classification"]
     content = hub.repositories["ann/one"].content()
@@ -278,7 +279,9 @@ def test_wrong_token_and_foreign_repository(hub, client):
 def test_an_existing_readme_is_updated(hub, client):
     client.run('HfApi().create_repo("ann/readme")')
     repository = hub.repositories["ann/readme"]
-    mine = "---\nlicense: mit  # as the data\ntags:\n- birds\npipeline_tag: zero-shot-image-classification\n---\n# My zoo\n"
+    mine = (
+        "---\nlicense: mit  # as the data\ntags:\n- birds\npipeline_tag: zero-shot-image-classification\n---\n# Zoo\n"
+    )
     repository.commit("Write", {**repository.files(), "README.md": (mine.encode(), False)})
     client.run('push_modules("ann/readme", {"cat": cat}, metrics={"cat": {"accuracy": 0.5}})')
     first = repository.content()["README.md"].decode()
@@ -287,13 +290,13 @@ def test_an_existing_readme_is_updated(hub, client):
     assert card.data.tags[0] == "birds"
     assert "nemo_hf" in card.data.tags
     assert card.data.pipeline_tag == "zero-shot-image-classification"
-    assert card.text.startswith("# My zoo\n")
+    assert card.text.startswith("# Zoo\n")
     edited = first + "\nA last word.\n"
     repository.commit("Edit", {**repository.files(), "README.md": (edited.encode(), False)})
     client.run('push_modules("ann/readme", {"cat": cat, "dog": dog}, metrics={"cat": {"accuracy": 0.6}})')
     text = repository.content()["README.md"].decode()
     assert text.endswith("\nA last word.\n")
-    assert text.count("<!-- nemo_hf: begin") == text.count("# My zoo") == 1
+    assert text.count("<!-- nemo_hf: begin") == text.count("# Zoo") == 1
     assert "`dog`" in text
     assert [result.metric_value for result in ModelCard(text).data.eval_results] == [0.6]
 
@@ -382,3 +385,54 @@ def test_what_is_no_module_is_refused_before_anything_is_sent(vit_module):
             push_modules("ann/none", modules)
     with pytest.raises(NemoValueError, match="metrics has 'cow', but the modules are 'cat'"):
         push_modules("ann/none", {"cat": module}, metrics={"cow": {"accuracy": 1.0}})
+
+
+def test_command_line_pushes_folders_and_describes_what_is_there(hub, client, tmp_path):
+    code = f"""
+    root = {str(tmp_path)!r} + "/"
+    save_module(cat, root + "cat", processing_class=processor, metrics={{"accuracy": 0.5}}, dataset="ann/pictures")
+    save_module(both, root + "cat-dog", processing_class=processor)
+    with open(root + "cat/README.md", "a") as file:
+        file.write("My own words.")
+    folders = [root + "cat", root + "cat-dog"]
+    result = cli.main(["push", *folders, "--repo_id", "zoo", "--private", "--json", root + "push"])
+    """
+    assert client.run(code) == 0
+    repository = hub.repositories["ann/zoo"]
+    assert json.loads((tmp_path / "push").read_text())["commit"] == repository.branches["main"]
+    assert repository.private
+    content = repository.content()
+    assert any(path.startswith("cat-dog/preprocessor") or path.startswith("cat-dog/processor") for path in content)
+    card = content["cat/README.md"].decode()
+    assert card.endswith("My own words.")
+    assert 'from_pretrained("ann/zoo", subfolder="cat")' in card
+    (result,) = ModelCard(content["README.md"].decode()).data.eval_results
+    assert (result.metric_value, result.dataset_type) == (0.5, "ann/pictures")
+    hub.log.clear()
+    client.run(f'assert cli.main(["info", "ann/zoo", "--json", {str(tmp_path / "all")!r}]) == 0')
+    report = json.loads((tmp_path / "all").read_text())
+    assert (report["kind"], report["num_modules"]) == ("collection", 2)
+    assert [module["folder"] for module in report["modules"]] == ["cat", "cat-dog"]
+    arguments = ["info", "ann/zoo", "--subfolder", "cat-dog", "--revision", "main", "--json", str(tmp_path / "one")]
+    client.run(f"assert cli.main({arguments!r}) == 0")
+    report = json.loads((tmp_path / "one").read_text())
+    assert (report["kind"], report["labels"]) == ("module", ["cat", "dog"])
+    assert report["bytes"] == len(content["cat-dog/model.safetensors"])
+    assert report["parameters"] == client.run("result = both.num_parameters()")
+    sent = [line for line in hub.log if line.startswith("GET /cdn/")]
+    assert len(sent) <= 1  # the header of one file
+
+
+def test_command_line_errors_are_one_line(client):
+    for arguments, text in (
+        (["push", "nowhere", "--repo_id", "ann/none"], "nowhere holds no module: there is no config.json"),
+        (["info", "ann/none"], "ann/none is not a local folder and is not a valid model identifier"),
+        (["info", "ann/animals", "--revision", "v9"], "v9 is not a valid git identifier"),
+        (["info", "ann/animals", "--subfolder", "cow"], "There is no config.json in ann/animals/cow"),
+        (["info", "ann/animals", "--subfolder", "cat", "--token", "hf_wrong"], "Invalid credentials"),
+    ):
+        answer = client(f"result = cli.main({arguments!r})")
+        assert answer.result == 1
+        (line,) = answer.err.strip().splitlines()
+        assert line.startswith(f"nemo-hf {arguments[0]}: error: ")
+        assert text in line

@@ -15,8 +15,8 @@ FLOORS = [
     {"metrics", "files", "architectures", "layers", "objectives", "slicing", "collection", "readme", "remote"},
     {"families", "resolution", "training_args", "module_masks", "model_card"},
     {"cutting", "masking"},
-    {"stock", "statistics", "auto", "hub"},
-    {"extraction", "trainer", "tasks"},
+    {"stock", "statistics", "auto"},
+    {"extraction", "trainer", "tasks", "hub", "inspection"},
     {"demo"},
     {"cli"},
 ]
