@@ -183,10 +183,9 @@ def _problem(entry: Any) -> str | None:
     folder = entry.get("folder")
     if not isinstance(folder, str) or not _SAFE_FOLDER.fullmatch(folder):
         return f"folder must be the name of a folder beside the index, got {folder!r:.80}"
-    shares = {"neuron_retention": True, "parameter_retention": True, "accuracy": False}
-    for key, needed in shares.items():
-        value = entry.get(key)
-        if (needed or value is not None) and not (_is_number(value, (int, float)) and 0 <= value <= 1):
+    for key in ("neuron_retention", "parameter_retention", "accuracy"):
+        value = entry.get(key, 0 if key == "accuracy" else None)
+        if not (_is_number(value, (int, float)) and 0 <= value <= 1):
             return f"{key} must be a number from 0 to 1, got {value!r:.80}"
     for key in ("parameters", "bytes"):
         if not _is_number(entry.get(key), int) or entry[key] < 0:

@@ -13,9 +13,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import transformers
 from huggingface_hub import CommitInfo, ModelCardData
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from .auto import model_class
 from .collection import INDEX_FILE, ModuleEntry, choose_folders, entry_dict, read_entries, read_index, write_index
@@ -23,6 +24,7 @@ from .config import MODULE_KIND
 from .errors import CheckpointError, NemoValueError
 from .metrics import count_parameters
 from .model_card import (
+    PROCESSORS,
     accuracy_of,
     collection_card,
     module_card,
@@ -31,7 +33,7 @@ from .model_card import (
     plain_metrics,
     shown_source,
 )
-from .readme import decode_card, has_section, parse_card, update_card
+from .readme import as_list, has_section, parse_card, read_text, update_card
 from .remote import Remote
 
 
@@ -74,6 +76,8 @@ def save_module(
     ```
     """
     card = {"source": shown_source(save_directory), "base_model": base_model, "dataset": dataset}
+    if kwargs.get("push_to_hub"):
+        raise NemoValueError("save_module writes to a folder only. Push with `push_modules(repo_id, module)`.")
     where = os.path.join(save_directory, "README.md")
     _save(module, Path(save_directory), processing_class, plain_metrics(metrics or {}), card, where, **kwargs)
 
@@ -135,7 +139,9 @@ def push_modules(
     """
     is_single = isinstance(modules, PreTrainedModel | str | os.PathLike)
     named = {"": modules} if is_single else _named(modules)
-    results = {"": metrics} if is_single and metrics else dict(metrics or {})
+    results = (
+        {"": metrics} if is_single and metrics else {str(name): values for name, values in (metrics or {}).items()}
+    )
     if unknown := sorted(set(results) - set(named)):
         raise NemoValueError(f"metrics has {unknown[0]!r}, but the modules are {', '.join(map(repr, named))}.")
     common = {"processing_class": processing_class, "base_model": base_model, "dataset": dataset}
@@ -190,6 +196,9 @@ class _Item:
 def _item(name: str, module: Module, **given: Any) -> _Item:
     """The module, or what [`save_module`] wrote to a folder; arguments of the push come first."""
     given["metrics"] = plain_metrics(given["metrics"] or {})
+    accuracy = accuracy_of(given["metrics"])
+    if accuracy is not None and not 0 <= accuracy <= 1:
+        raise NemoValueError(f"The accuracy of a module must be a share from 0 to 1, got {accuracy!r}.")
     if not isinstance(module, str | os.PathLike):
         _check_module(module, name)
         return _Item(module, **given)
@@ -203,28 +212,24 @@ def _item(name: str, module: Module, **given: Any) -> _Item:
         loaded = model_class(config, str(folder)).from_pretrained(folder)
     except (SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"The weights of {folder} are damaged: {error}.") from error
-    given["processing_class"] = given["processing_class"] or _saved_processor(folder)
-    if not card.exists():
+    given["processing_class"] = given["processing_class"] or _saved_processor(folder, loaded)
+    text = read_text(card)
+    if text is None:
         return _Item(loaded, **given)
-    text = decode_card(card.read_bytes(), str(card))
     data = parse_card(text, str(card)).data
     if has_section(text):  # results without our card may be of the module before it was fine-tuned
         given["metrics"] = given["metrics"] or config.nemo.get("metrics", {})
-    given["base_model"] = given["base_model"] or data.base_model
-    given["dataset"] = given["dataset"] or next(iter(data.datasets or []), None)
+    given["base_model"] = given["base_model"] or next(iter(as_list(data.base_model)), None)
+    given["dataset"] = given["dataset"] or next(iter(as_list(data.datasets)), None)
     return _Item(loaded, **given, card=text.encode())
 
 
-def _saved_processor(folder: Path) -> Any:
+def _saved_processor(folder: Path, module: PreTrainedModel) -> Any:
     """The processor in a folder, if there is one."""
-    for name, auto_class in (
-        ("tokenizer_config.json", AutoTokenizer),
-        ("preprocessor_config.json", AutoImageProcessor),
-        ("processor_config.json", AutoProcessor),
-    ):
-        if (folder / name).is_file():
-            return auto_class.from_pretrained(folder)
-    return None
+    files = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+    if not any((folder / name).is_file() for name in files):
+        return None
+    return getattr(transformers, PROCESSORS[pipeline_task(module)][0]).from_pretrained(folder)
 
 
 def _place_collection(remote: Remote, root: Path, items: Mapping[str, _Item], dataset: str | None) -> list[str]:
@@ -295,8 +300,7 @@ def _save(
 def _write_card(folder: Path, text: str, data: ModelCardData, where: str) -> None:
     """Write or update the README of a folder."""
     path = folder / "README.md"
-    old = decode_card(path.read_bytes(), where) if path.exists() else None
-    path.write_bytes(update_card(old, text, data, where).encode("utf-8"))
+    path.write_bytes(update_card(read_text(path, where), text, data, where).encode("utf-8"))
 
 
 def _store_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
@@ -305,7 +309,7 @@ def _store_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     config["nemo"].pop("metrics", None)
     if metrics:
         config["nemo"]["metrics"] = dict(metrics)
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
 
 
 def _check_module(module: Any, name: str = "") -> None:

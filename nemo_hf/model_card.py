@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from .collection import ModuleEntry
 from .files import atomic_path
 from .metrics import count_parameters
-from .readme import decode_card, parse_card, update_card
+from .readme import as_list, parse_card, read_text, update_card
 
 
 LIBRARY_NAME = "transformers"
@@ -213,7 +213,9 @@ def write_modular_card(
         *((name, _row(name, value)[1]) for name, value in hyperparameters.items() if value is not None),
     ]
     owner = "label" if group_column is None else f"group of samples (column `{group_column}`)"
-    chosen = f"labels={names[:2]!r}" if group_column is None else "groups=masks.labels[:2]"
+    # In the string of a label, what would end the block of code or our section is written as an escape.
+    shown = repr(names[:2]).replace("`", "\\x60").replace("<!--", "<\\x21--")
+    chosen = f"labels={shown}" if group_column is None else "groups=masks.labels[:2]"
     section = f"""## Modular model
 
 Trained with [nemo_hf](https://arxiv.org/abs/2508.11348) so that every {owner} has its own neurons: masks on
@@ -234,13 +236,19 @@ module = extract_module(model, masks, {chosen})
 
 {CITATION}
 """
-    old = decode_card(readme.read_bytes(), str(readme))
-    written = parse_card(old, str(readme)).data
-    dataset = next(iter([written.datasets] if isinstance(written.datasets, str) else written.datasets or ()), None)
+    old = read_text(readme)
+    written = parse_card(old or "", str(readme)).data
+    dataset = next(iter(as_list(written.datasets)), None)
     found = [] if written.eval_results else _results(results, task, dataset)
     data = _metadata(task, [], None, dataset, written.model_name or Path(path).resolve().name, found)
     with atomic_path(readme) as temporary:
         temporary.write_bytes(update_card(old, section, data, str(readme)).encode())
+
+
+def check_card(path: str | os.PathLike) -> None:
+    """Raise a [`~nemo_hf.errors.CheckpointError`] if the card in a folder cannot be read."""
+    readme = Path(path) / "README.md"
+    parse_card(read_text(readme) or "", str(readme))
 
 
 def parent_on_hub(module: PreTrainedModel) -> str | None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -34,20 +35,33 @@ def parse_card(text: str, where: str) -> ModelCard:
     try:
         return ModelCard(text if REGEX_YAML_BLOCK.search(text) else f"---\n\n---\n{text}")
     except (yaml.YAMLError, ValueError, TypeError) as error:
+        problem = " ".join(str(error).split())
         raise CheckpointError(
-            f"The metadata of {where} cannot be read: {' '.join(str(error).split())}. Nothing was written. Correct the lines between the two "
-            "'---' at its top, or move the file away."
+            f"The metadata of {where} cannot be read: {problem}. Nothing was written. Correct the lines between the "
+            "two '---' at its top, or move the file away."
         ) from error
 
 
-def decode_card(content: bytes, where: str) -> str:
-    """The text of a README, or a [`~nemo_hf.errors.CheckpointError`] if it is not UTF-8."""
+def read_text(path: Path, where: str | None = None) -> str | None:
+    """
+    The text of a README; `None` if there is none. Line ends stay as they are.
+
+    Raises:
+        [`~nemo_hf.errors.CheckpointError`]: if it is not UTF-8.
+    """
+    if not path.exists():
+        return None
     try:
-        return content.decode("utf-8")
+        return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(
-            f"{where} is not UTF-8 text ({error}). Nothing was written. Save it as UTF-8, or move it away."
+            f"{where or path} is not UTF-8 text ({error}). Nothing was written. Save it as UTF-8, or move it away."
         ) from error
+
+
+def as_list(value: str | list[str] | None) -> list[str]:
+    """Metadata that may be one value or several."""
+    return [value] if isinstance(value, str) else list(value or [])
 
 
 def has_section(text: str) -> bool:
@@ -100,8 +114,7 @@ def _merge(data: ModelCardData, new: ModelCardData) -> None:
             if value:
                 data.eval_results = _merged_results(old or [], value)
         elif key in ("tags", "datasets") and value:
-            old = [old] if isinstance(old, str) else old or []
-            data[key] = list(dict.fromkeys([*old, *value]))
+            data[key] = list(dict.fromkeys([*as_list(old), *value]))
         elif value is not None and (key == "base_model" or not old):
             data[key] = value
 

@@ -2,6 +2,7 @@
 """Push and pull against a real HTTP server on loopback that speaks the Hub's API."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hub_client import HubClient
@@ -423,16 +424,29 @@ def test_command_line_pushes_folders_and_describes_what_is_there(hub, client, tm
     assert len(sent) <= 1  # the header of one file
 
 
-def test_command_line_errors_are_one_line(client):
+def test_command_line_errors_are_one_line(client, animals):
     for arguments, text in (
         (["push", "nowhere", "--repo_id", "ann/none"], "nowhere holds no module: there is no config.json"),
         (["info", "ann/none"], "ann/none is not a local folder and is not a valid model identifier"),
         (["info", "ann/animals", "--revision", "v9"], "v9 is not a valid git identifier"),
         (["info", "ann/animals", "--subfolder", "cow"], "There is no config.json in ann/animals/cow"),
-        (["info", "ann/animals", "--subfolder", "cat", "--token", "hf_wrong"], "Invalid credentials"),
+        (["info", "ann/animals", "--subfolder", "cat", "--token", "hf_wrong"], "401 Unauthorized"),
     ):
         answer = client(f"result = cli.main({arguments!r})")
         assert answer.result == 1
         (line,) = answer.err.strip().splitlines()
         assert line.startswith(f"nemo-hf {arguments[0]}: error: ")
         assert text in line
+
+
+def test_the_walk_in_the_documentation(hub, client):
+    page = (Path(__file__).parents[1] / "docs" / "sharing.md").read_text(encoding="utf-8")
+    blocks = [block.partition("```")[0] for block in page.split("```python\n")[1:]]
+    assert len(blocks) >= 6
+    for block in blocks:
+        client.run(block.replace("your-name", "ann"))
+    assert hub.repositories["ann/animals-of-the-page"].messages()[1:] == ["Upload 3 modules with nemo_hf"]
+    commands = [line for line in page.split("```bash\n")[2].partition("```")[0].splitlines() if line]
+    for command in commands:
+        arguments = command.replace("your-name", "ann").split()[1:]
+        assert client.run(f"result = cli.main({arguments!r})") == 0
