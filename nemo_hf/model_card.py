@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import os
 import re
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel
 from .collection import ModuleEntry
 from .files import atomic_path
 from .metrics import count_parameters
-from .readme import as_list, parse_card, read_text, update_card
+from .readme import as_list, cell, parse_card, quoted, read_text, shorten, table, update_card
 
 
 LIBRARY_NAME = "transformers"
@@ -98,12 +97,12 @@ def module_card(
         *_metric_rows(metrics or {}),
     ]
     owner = "groups of samples" if "groups" in nemo else "labels"
-    text = f"""# Module for {_shorten(nemo.get("groups", nemo["labels"]))}
+    text = f"""# Module for {shorten(nemo.get("groups", nemo["labels"]))}
 
 The part of a modular model that these {owner} need, cut out as a small dense network by
 [nemo_hf](https://arxiv.org/abs/2508.11348). It needs neither masks nor its parent.
 
-{_table(rows)}
+{table(rows)}
 
 ## How to use
 
@@ -139,9 +138,9 @@ def collection_card(
     lines = ["| module | subfolder | labels | neurons | parameters | bytes | accuracy |", f"|{'---|' * 7}"]
     for name, entry in entries.items():
         accuracy = "" if entry.accuracy is None else f"{entry.accuracy:.4g}"
-        cells = [name, f"`{entry.folder}`", _shorten(entry.groups or entry.labels), f"{entry.neuron_retention:.1%}"]
+        cells = [name, f"`{entry.folder}`", shorten(entry.groups or entry.labels), f"{entry.neuron_retention:.1%}"]
         cells += [f"{entry.parameters:,} ({entry.parameter_retention:.1%})", f"{entry.bytes:,}", accuracy]
-        lines.append(f"| {' | '.join(map(_cell, cells))} |")
+        lines.append(f"| {' | '.join(map(cell, cells))} |")
     first = next(iter(entries.values()))
     text = f"""# Modules
 
@@ -157,7 +156,7 @@ Parts of a modular model, each cut out for some of its labels as a small dense n
 ```python
 from nemo_hf import list_modules
 
-for name, entry in list_modules({_quoted(source)}).items():
+for name, entry in list_modules({quoted(source)}).items():
     print(name, entry.folder, entry.parameters, entry.accuracy)
 ```
 
@@ -207,7 +206,7 @@ def write_modular_card(
     parameters = count_parameters(model)
     generators = sum(p.numel() for name, p in model.named_parameters() if ".mask_generator." in name)
     rows = [
-        ("labels", f"{len(names)}: {_shorten(names)}"),
+        ("labels", f"{len(names)}: {shorten(names)}"),
         ("parameters", f"{parameters - generators:,}, and {generators:,} of mask generators"),
         *((name, _row(name, value)[1]) for name, value in results.items()),
         *((name, _row(name, value)[1]) for name, value in hyperparameters.items() if value is not None),
@@ -220,27 +219,24 @@ def write_modular_card(
 
 Trained with [nemo_hf](https://arxiv.org/abs/2508.11348) so that every {owner} has its own neurons: masks on
 `{nemo["target_modules"]}`, {nemo["skip_first_blocks"]} unmasked block(s), {nemo["gate"]} gates. Labels:
-{_shorten(names)}.
+{shorten(names)}.
 
 ```python
 from nemo_hf import AutoModularModel, NeuronStatistics, extract_module
 
-model = AutoModularModel.from_pretrained({_quoted(source)})  # the stock Auto class would ignore the mask generators
-masks = NeuronStatistics.from_pretrained({_quoted(source)}).module_masks()
+model = AutoModularModel.from_pretrained({quoted(source)})  # the stock Auto class would ignore the mask generators
+masks = NeuronStatistics.from_pretrained({quoted(source)}).module_masks()
 module = extract_module(model, masks, {chosen})
 ```
 
-{_table(rows)}
+{table(rows)}
 
 {versions()}
 
 {CITATION}
 """
     old = read_text(readme)
-    written = parse_card(old or "", str(readme)).data
-    dataset = next(iter(as_list(written.datasets)), None)
-    found = [] if written.eval_results else _results(results, task, dataset)
-    data = _metadata(task, [], None, dataset, written.model_name or Path(path).resolve().name, found)
+    data = _modular_metadata(parse_card(old or "", str(readme)).data, task, results, Path(path).resolve().name)
     with atomic_path(readme) as temporary:
         temporary.write_bytes(update_card(old, section, data, str(readme)).encode())
 
@@ -289,8 +285,8 @@ def accuracy_of(metrics: Mapping[str, Any]) -> float | None:
 
 def _snippet(task: str, layout: str, source: str, subfolder: str, has_processor: bool) -> str:
     """Code that loads a module, ready to run."""
-    auto_class, where = AUTO_CLASSES[task], _quoted(source)
-    there = f"{where}, subfolder={_quoted(subfolder)}" if subfolder else where
+    auto_class, where = AUTO_CLASSES[task], quoted(source)
+    there = f"{where}, subfolder={quoted(subfolder)}" if subfolder else where
     lines = ["import nemo_hf  # registers the slim model classes"] if layout == "ragged" else []
     processor, argument = PROCESSORS[task]
     if not has_processor:
@@ -330,6 +326,13 @@ def _metadata(
         model_name=name if results else None,
         eval_results=results or None,
     )
+
+
+def _modular_metadata(written: ModelCardData, task: str, results: Mapping[str, float], name: str) -> ModelCardData:
+    """What the card that `Trainer` wrote lacks."""
+    dataset = next(iter(as_list(written.datasets)), None)
+    found = [] if written.eval_results else _results(results, task, dataset)
+    return _metadata(task, [], None, dataset, written.model_name or name, found)
 
 
 def _results(metrics: Mapping[str, Any], task: str, dataset: str | None) -> list[EvalResult]:
@@ -374,23 +377,3 @@ def _is_number(value: Any) -> bool:
 
 def _is_result(name: str) -> bool:
     return not name.endswith(("_runtime", "_per_second", "_preparation_time"))
-
-
-def _table(rows: list[tuple[str, str]]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows)])
-
-
-def _cell(text: str) -> str:
-    """Text as a cell of a table: on one line, and neither a column nor a tag of HTML."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def _shorten(labels: Sequence[Any]) -> str:
-    return " ".join((", ".join(map(str, labels[:8])) + (", …" if len(labels) > 8 else "")).split()).replace(
-        "<", "&lt;"
-    )
-
-
-def _quoted(text: str) -> str:
-    """A string literal of Python."""
-    return json.dumps(text, ensure_ascii=False)

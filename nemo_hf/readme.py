@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -126,3 +129,24 @@ def _merged_results(old: list[EvalResult], new: list[EvalResult]) -> list[EvalRe
 
 def _identity(result: EvalResult) -> tuple:
     return (*result.unique_identifier, result.metric_type, result.metric_name)
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    """A table of names and values in Markdown."""
+    return "\n".join(["| | |", "|---|---|", *(f"| {cell(name)} | {cell(value)} |" for name, value in rows)])
+
+
+def cell(text: str) -> str:
+    """Text as a cell of a table: on one line, and neither a column nor a tag of HTML."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def shorten(labels: Sequence[Any]) -> str:
+    """The first of many labels, as text that is no HTML."""
+    text = ", ".join(map(str, labels[:8])) + (", …" if len(labels) > 8 else "")
+    return " ".join(text.split()).replace("<", "&lt;")
+
+
+def quoted(text: str) -> str:
+    """A string literal of Python."""
+    return json.dumps(text, ensure_ascii=False)
