@@ -240,12 +240,13 @@ def _place_collection(remote: Remote, root: Path, items: Mapping[str, _Item], da
     for name, item in items.items():
         folder = root / _place(remote, root, folders[name], item)
         index[name] = {**index.get(name, {}), **_entry(item, folder)}
-        if (folder / "slim.py").exists():  # transformers looks for code in the root too
+        if (folder / "slim.py").exists():  # transformers looks for code in the root
             shutil.copyfile(folder / "slim.py", root / "slim.py")
     write_index(root / INDEX_FILE, index)
     where = _fetch_card(remote, root, "", None)
     dataset = dataset or next((item.dataset for item in items.values() if item.dataset), None)
-    text, data = collection_card(remote.repo_id, read_entries(index), pipeline_task(item.module), dataset)
+    has_code = "slim.py" in remote.files or (root / "slim.py").exists()
+    text, data = collection_card(remote.repo_id, read_entries(index), pipeline_task(item.module), has_code, dataset)
     _write_card(root, text, data, where)
     return list(folders.values())
 

@@ -40,8 +40,8 @@ PROCESSORS = {  # the Auto class, and how `pipeline` calls its object
     "text-classification": ("AutoTokenizer", "tokenizer"),
 }
 WITHOUT_NEMO_HF = """
-Where nemo_hf is not installed, leave out its import and add `trust_remote_code=True`: this runs the `slim.py` beside
-the weights. It needs torch and transformers only.
+Where nemo_hf is not installed, leave out its import and add `trust_remote_code=True`: this runs the `slim.py` of this
+repository, which needs torch and transformers only.
 """
 # Figures about cost or about the parent: rows of the table, but no results of this model.
 COSTS = {"flops", "latency", "latency_ratio", "parameters", "bytes", "neuron_retention", "parameter_retention"}
@@ -121,7 +121,7 @@ The part of a modular model that these {owner} need, cut out as a small dense ne
 
 
 def collection_card(
-    source: str, entries: Mapping[str, ModuleEntry], task: str, dataset: str | None = None
+    source: str, entries: Mapping[str, ModuleEntry], task: str, has_code: bool = False, dataset: str | None = None
 ) -> tuple[str, ModelCardData]:
     """
     The card of a repository that holds many modules.
@@ -130,6 +130,7 @@ def collection_card(
         source (`str`): the repository.
         entries (`Mapping[str, ModuleEntry]`): name → module, as [`~nemo_hf.list_modules`] gives them.
         task (`str`): what `pipeline` calls it.
+        has_code (`bool`, *optional*, defaults to `False`): whether `slim.py` lies in the root.
         dataset (`str`, *optional*): the data set on the Hub that the accuracies are of.
 
     Returns:
@@ -152,7 +153,7 @@ Parts of a modular model, each cut out for some of its labels as a small dense n
 ## How to use
 
 {_snippet(task, first.layout, source, first.folder, False)}
-
+{WITHOUT_NEMO_HF if has_code else ""}
 ```python
 from nemo_hf import list_modules
 

@@ -88,7 +88,9 @@ def test_one_commit_with_everything_a_module_needs(animals):
         assert any(name.startswith(("preprocessor", "processor")) for name in own)
         assert files[f"{folder}/model.safetensors"][1]  # stored as LFS
         assert not files[f"{folder}/config.json"][1]
-    assert {path for path in files if "/" not in path} == {".gitattributes", "README.md", "nemo_modules.json"}
+    root = {path for path in files if "/" not in path}
+    assert root - {"slim.py"} == {".gitattributes", "README.md", "nemo_modules.json"}
+    assert ("slim.py" in root) == ("cat/slim.py" in files)  # `trust_remote_code` looks in the root
 
 
 def test_from_pretrained_downloads_one_module_alone(hub, client, animals):
