@@ -35,6 +35,25 @@ for line in sys.stdin:
 """
 
 
+SETUP = """
+from huggingface_hub import HfApi
+from models import VIT, module_masks
+from processors import image_processor
+from nemo_hf import extract_module, list_modules, push_modules, save_module
+from transformers import AutoModelForImageClassification as Auto
+
+parent = VIT.masked()
+masks = module_masks(parent)
+processor = image_processor()
+inputs = VIT.inputs()
+cat, dog, both = (extract_module(parent, masks, labels) for labels in (["cat"], ["dog"], ["cat", "dog"]))
+
+def same(model, other):
+    with torch.no_grad():
+        return torch.equal(model(**inputs).logits, other(**inputs).logits)
+"""
+
+
 class HubClient:
     """
     Runs code in the other process. There `transformers`, `nemo_hf`, `torch` and what was defined before are known;
@@ -60,6 +79,8 @@ class HubClient:
             [sys.executable, "-c", LOOP], env=environment, cwd=folder, text=True, bufsize=1, **pipes
         )
 
+        self.run(SETUP)
+
     def __call__(self, code):
         self.process.stdin.write(json.dumps(textwrap.dedent(code)) + "\n")
         self.process.stdin.flush()
@@ -76,7 +97,8 @@ class HubClient:
         return answer.result
 
     def close(self):
-        self.process.stdin.close()
+        self.process.terminate()
         self.process.wait(timeout=30)
+        self.process.stdin.close()
         self.process.stdout.close()
         self.errors.close()

@@ -157,7 +157,7 @@ class Handler(BaseHTTPRequestHandler):
         found = self.server.repositories.get(f"{owner}/{name}")
         if found is None or (found.private and user != owner):
             raise Answer(404 if user else 401, {"error": "Repository not found"}, code="RepoNotFound")
-        if write and user != owner:
+        if write and user != owner and "create_pr" not in self.query:
             raise Answer(403, {"error": "You are not allowed to write to this repository"})
         return found
 
@@ -186,7 +186,8 @@ class Handler(BaseHTTPRequestHandler):
             case ("POST", "api", "models", owner, name, "commit", revision):
                 self.commit(self.repository(owner, name, write=True), f"{owner}/{name}", revision)
             case ("POST", owner, name, "info", "lfs", "objects", "batch"):
-                self.repository(owner, name.removesuffix(".git"), write=True)
+                self.user(must=True)
+                self.repository(owner, name.removesuffix(".git"))
                 self.batch()
             case ("PUT", "lfs", oid):
                 if hashlib.sha256(self.body).hexdigest() != oid:

@@ -1,11 +1,12 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
 """The index of a collection, the README that is updated, `nemo-hf info`: what is damaged is named, not executed."""
 
+import ast
 import json
 
 import pytest
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from models import BERT, VIT, Samples, arguments, module_masks, over_two_models
+from models import BERT, VIT, Samples, arguments, module_masks, over_two_models, random_masks
 from processors import image_processor
 from safetensors.torch import load_file, save_file
 
@@ -14,6 +15,8 @@ from nemo_hf import (
     CheckpointError,
     ModularTrainer,
     ModuleEntry,
+    ModuleMasks,
+    NemoValueError,
     cli,
     collect_statistics,
     extract_module,
@@ -170,6 +173,44 @@ def test_the_card_of_a_modular_model_has_results_and_hyper_parameters(case, tmp_
     assert "| alpha | 0.25 |" in card.text
     assert 'AutoModularModel.from_pretrained("model")' in card.text
     assert "of mask generators |" in card.text
+
+
+def test_a_broken_card_is_named_before_the_trainer_overwrites_it(tmp_path):
+    trainer = ModularTrainer(VIT.model(), arguments(tmp_path), train_dataset=Samples(VIT, 10))
+    (tmp_path / "README.md").write_bytes(BROKEN_CARDS[0][0])
+    with pytest.raises(CheckpointError, match="The metadata of .*README.md cannot be read"):
+        trainer.create_model_card()
+    assert (tmp_path / "README.md").read_bytes() == BROKEN_CARDS[0][0]
+
+
+def test_labels_cannot_leave_the_card(tmp_path):
+    odd = "`x` ``` <!-- nemo_hf: end --> | ' \"\n"
+    model = VIT.model(id2label={0: odd, 1: "b"}, label2id={odd: 0, "b": 1})
+    trainer = ModularTrainer(model, arguments(tmp_path), train_dataset=Samples(VIT, 10))
+    trainer.create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    assert text.count("<!-- nemo_hf: end -->") == 1
+    code = text.split("```python\n")[1].partition("\n```")[0]
+    assert ast.literal_eval(code.partition("labels=")[2].removesuffix(")")) == [odd, "b"]
+    masks = ModuleMasks({odd: random_masks(model)[0]["cat"]})
+    save_module(extract_module(trainer.model, masks, [odd]), tmp_path / "module")
+    assert (tmp_path / "module" / "README.md").read_text().count("<!-- nemo_hf: end -->") == 1
+
+
+def test_save_module_does_not_push(module, tmp_path):
+    with pytest.raises(NemoValueError, match="Push with `push_modules"):
+        save_module(module, tmp_path, push_to_hub=True)
+
+
+def test_info_of_a_stock_module(tmp_path):
+    model = VIT.model()
+    masks = ModuleMasks(random_masks(model, skip_first_blocks=0)[0])
+    save_module(extract_module(model, masks, ["cat", "dog"], layout="stock"), tmp_path)
+    report = describe_checkpoint(tmp_path)
+    assert (report["kind"], report["layout"], report["class"]) == ("module", "stock", "ViTForImageClassification")
+    text = (tmp_path / "README.md").read_text()
+    assert "| layout | stock |" in text
+    assert "import nemo_hf" not in text
 
 
 def test_info_of_every_kind(module, tmp_path):
