@@ -192,13 +192,15 @@ class _Item:
     dataset: str | None
     card: bytes | None = None
 
+    def __post_init__(self) -> None:
+        accuracy = accuracy_of(self.metrics)
+        if accuracy is not None and not (isinstance(accuracy, int | float) and 0 <= accuracy <= 1):
+            raise NemoValueError(f"The accuracy of a module must be a share from 0 to 1, got {accuracy!r}.")
+
 
 def _item(name: str, module: Module, **given: Any) -> _Item:
     """The module, or what [`save_module`] wrote to a folder; arguments of the push come first."""
     given["metrics"] = plain_metrics(given["metrics"] or {})
-    accuracy = accuracy_of(given["metrics"])
-    if accuracy is not None and not 0 <= accuracy <= 1:
-        raise NemoValueError(f"The accuracy of a module must be a share from 0 to 1, got {accuracy!r}.")
     if not isinstance(module, str | os.PathLike):
         _check_module(module, name)
         return _Item(module, **given)
@@ -239,7 +241,7 @@ def _place_collection(remote: Remote, root: Path, items: Mapping[str, _Item], da
     folders = choose_folders(items, {name: entry["folder"] for name, entry in index.items()})
     for name, item in items.items():
         folder = root / _place(remote, root, folders[name], item)
-        index[name] = {**index.get(name, {}), **_entry(item, folder)}
+        index[name] = _entry(item, folder)
         if (folder / "slim.py").exists():  # transformers looks for code in the root
             shutil.copyfile(folder / "slim.py", root / "slim.py")
     write_index(root / INDEX_FILE, index)

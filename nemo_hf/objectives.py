@@ -20,10 +20,15 @@ ZERO_NORM = 1e-4  # added to squared norms of gates: a row of zeros keeps a fini
 NEMO_EPSILON = 1e-8  # of the reference
 
 
+def at_least_float(tensor: torch.Tensor) -> torch.Tensor:
+    """In float32 what has less precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def stack_by_width(masks: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     """
-    The gates of layers of equal width stacked, in float32, so that a loss needs a few batched operations instead of
-    one per layer.
+    The gates of layers of equal width stacked, in float32 at least, so that a loss needs a few batched operations
+    instead of one per layer.
 
     Args:
         masks (`Mapping[str, torch.Tensor]`): layer name → gates of shape `(batch_size, num_neurons)`.
@@ -33,7 +38,7 @@ def stack_by_width(masks: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     """
     groups: dict[int, list[torch.Tensor]] = {}
     for gates in masks.values():
-        groups.setdefault(gates.shape[-1], []).append(gates.float())
+        groups.setdefault(gates.shape[-1], []).append(at_least_float(gates))
     return [torch.stack(group) for group in groups.values()]
 
 
@@ -155,7 +160,7 @@ class CompactnessLoss(nn.Module):
 
     def forward(self, masks: Mapping[str, torch.Tensor], labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         neurons = sum(gates.shape[-1] for gates in masks.values())
-        mean_gate = sum(gates.float().mean(0).sum() for gates in masks.values()) / neurons
+        mean_gate = sum(at_least_float(gates).mean(0).sum() for gates in masks.values()) / neurons
         return {"loss_compactness": self.weight * torch.relu(mean_gate - self.target_retention)}
 
 

@@ -18,6 +18,7 @@ from .errors import CheckpointError
 
 BEGIN = "<!-- nemo_hf: begin. Saving or pushing again rewrites what stands between the two marks, nothing else. -->"
 END = "<!-- nemo_hf: end -->"
+_RESULTS = re.compile(r"<!-- nemo_hf results: (\[.*?\]) -->")  # which results are ours: the next card has its own
 _SECTION = re.compile(r"<!-- nemo_hf: begin.*?<!-- nemo_hf: end -->", re.DOTALL)
 
 
@@ -76,8 +77,8 @@ def update_card(existing: str | None, section: str, data: ModelCardData, where: 
     """
     A README with a renewed section and merged metadata.
 
-    Lists (tags, datasets) are united and a result replaces an earlier one of the same metric on the same data;
-    `base_model` is renewed; any other value that is there already stays.
+    Lists (tags, datasets) are united, `base_model` is renewed, and new results replace those that nemo_hf wrote before
+    and any of the same metric on the same data; any other value that is there already stays.
 
     Args:
         existing (`str`, *optional*): the README so far.
@@ -91,13 +92,13 @@ def update_card(existing: str | None, section: str, data: ModelCardData, where: 
     Raises:
         [`~nemo_hf.errors.CheckpointError`]: if the metadata of the existing README cannot be read.
     """
-    marked = f"{BEGIN}\n\n{section.strip()}\n\n{END}"
+    marked = f"{BEGIN}\n\n{section.strip()}\n\n{_result_names(data)}{END}"
     if existing is None or not existing.strip():
         return f"---\n{data.to_yaml()}\n---\n\n{marked}\n"
     card = parse_card(existing, where)
     head = REGEX_YAML_BLOCK.search(existing)
     before = card.data.to_dict()
-    _merge(card.data, data)
+    _merge(card.data, data, _written_results(card.text))
     line_break = "\r\n" if "\r\n" in existing else "\n"
     marked = marked.replace("\n", line_break)
     if has_section(card.text):
@@ -109,26 +110,45 @@ def update_card(existing: str | None, section: str, data: ModelCardData, where: 
     return str(card) if head else f"---\n{card.data.to_yaml()}\n---\n{card.text}"
 
 
-def _merge(data: ModelCardData, new: ModelCardData) -> None:
-    """Put new metadata into that of an existing card."""
+def _merge(data: ModelCardData, new: ModelCardData, written: list[list[str]]) -> None:
+    """Put new metadata into that of an existing card; `written` are the results that it got from us before."""
     for key, value in new.__dict__.items():
         old = data.get(key)
         if key == "eval_results":
-            if value:
-                data.eval_results = _merged_results(old or [], value)
+            if merged := _merged_results(old or [], value or [], written):
+                data.eval_results = merged
+            elif old:
+                data.eval_results = data.model_name = None
         elif key in ("tags", "datasets") and value:
             data[key] = list(dict.fromkeys([*as_list(old), *value]))
         elif value is not None and (key == "base_model" or not old):
             data[key] = value
 
 
-def _merged_results(old: list[EvalResult], new: list[EvalResult]) -> list[EvalResult]:
-    renewed = {_identity(result) for result in new}
-    return [*(result for result in old if _identity(result) not in renewed), *new]
+def _merged_results(old: list[EvalResult], new: list[EvalResult], written: list[list[str]]) -> list[EvalResult]:
+    replaced = [*written, *map(_identity, new)]
+    return [*(result for result in old if _identity(result) not in replaced), *new]
 
 
-def _identity(result: EvalResult) -> tuple:
-    return (*result.unique_identifier, result.metric_type, result.metric_name)
+def _identity(result: EvalResult) -> list[str]:
+    return [result.task_type, result.dataset_type, result.metric_name or result.metric_type]
+
+
+def _result_names(data: ModelCardData) -> str:
+    """A comment that names our results: neither of the marks of a comment can occur in it."""
+    names = json.dumps([_identity(result) for result in data.eval_results or []])
+    names = names.replace("<", "\\u003c").replace(">", "\\u003e")
+    return f"<!-- nemo_hf results: {names} -->\n\n" if data.eval_results else ""
+
+
+def _written_results(text: str) -> list[list[str]]:
+    """The results of the comment in the section that is there."""
+    section = _SECTION.search(text)
+    names = section and _RESULTS.search(section[0])
+    try:
+        return json.loads(names[1]) if names else []
+    except ValueError:  # edited by hand: then the results are taken for those of a person
+        return []
 
 
 def table(rows: list[tuple[str, str]]) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.utils import logging
 from . import metrics
 from .auto import AutoModularModel
 from .config import ModularConfig
+from .distributed import gather_samples, global_batch, of_all_processes, of_own_samples
 from .errors import NemoRuntimeError, NemoValueError
 from .groups import check_group_column, check_groups, group_names
 from .labels import as_membership, check_labels
@@ -182,13 +184,27 @@ class ModularTrainer(Trainer):
             else:
                 task_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         self._check_gradient(model, masks)
-        terms = {**self.objective(masks, classes), **self.compactness(masks, classes)}
-        if model.training:
-            terms = {name: self._warmth() * term for name, term in terms.items()}
-        terms = {"loss_task": task_loss, **terms}
-        loss = sum(terms.values()) if model.training else task_loss
-        self._observe(phase, terms, masks, classes)
+        terms = self._modular_terms(model, masks, classes)
+        self._observe(phase, {"loss_task": task_loss, **terms}, masks, classes)
+        if not model.training:
+            loss = task_loss
+        elif self.accelerator.num_processes > 1:
+            loss = of_own_samples(self.accelerator, task_loss, len(classes)) + sum(terms.values())
+        else:
+            loss = task_loss + sum(terms.values())
         return (loss, outputs) if return_outputs else loss
+
+    def _modular_terms(
+        self, model: nn.Module, masks: Mapping[str, torch.Tensor], classes: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """In training over the samples of all processes, and warming up."""
+        several = model.training and self.accelerator.num_processes > 1
+        if several:
+            masks, classes = global_batch(self.accelerator, masks, classes)
+        terms = {**self.objective(masks, classes), **self.compactness(masks, classes)}
+        if several:
+            terms = {name: of_all_processes(self.accelerator, term) for name, term in terms.items()}
+        return {name: self._warmth() * term for name, term in terms.items()} if model.training else terms
 
     def _warmth(self) -> float:
         """Share of the weights of the modular terms in this step; it follows the global step, so resuming is exact."""
@@ -345,7 +361,7 @@ class ModularTrainer(Trainer):
             self.get_test_dataloader(dataset),  # that of evaluation may be a cached one, of another dataset
             labels_name="labels" if column is None else column,
             names=None if column is None else group_names(dataset, column),
-            gather=self.accelerator.gather_for_metrics if self.accelerator.num_processes > 1 else None,
+            gather=partial(gather_samples, self.accelerator) if self.accelerator.num_processes > 1 else None,
             seed=self.args.seed,
             disable_tqdm=self.args.disable_tqdm,
         )
@@ -377,10 +393,6 @@ class ModularTrainer(Trainer):
         check_card(self.args.output_dir)
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            write_modular_card(
-                self.args.output_dir,
-                self._unwrapped(self.model),
-                self.state.log_history,
-                hyperparameters=self.args.modular_arguments(),
-                source=self.hub_model_id or shown_source(self.args.output_dir),
-            )
+            model, folder = self._unwrapped(self.model), self.args.output_dir
+            source = self.hub_model_id or shown_source(folder)
+            write_modular_card(folder, model, self.state.log_history, self.args.modular_arguments(), source)

@@ -103,11 +103,21 @@ def test_a_readme_keeps_what_a_person_wrote():
 
 def test_results_are_renewed_and_those_of_others_stay():
     def card(*results):
-        return ModelCardData(model_name="x", eval_results=[EvalResult("t", "d", "d", *result) for result in results])
+        rows = [EvalResult("t", "d", "d", kind, value, metric_name=name) for kind, value, name in results]
+        return ModelCardData(model_name="x" if rows else None, eval_results=rows or None)
 
-    old = update_card(None, "ours", card(("accuracy", 0.5), ("f1", 0.4)), "README.md")
-    new = ModelCard(update_card(old, "ours", card(("accuracy", 0.6)), "README.md")).data.eval_results
-    assert {result.metric_type: result.metric_value for result in new} == {"accuracy": 0.6, "f1": 0.4}
+    def results(text):
+        return {result.metric_name: result.metric_value for result in ModelCard(text).data.eval_results or []}
+
+    odd = "accuracy (--> ] <!-- nemo_hf: end -->)"
+    mine = f"---\n{card(('f1', 0.4, 'f1'), ('accuracy', 0.5, 'accuracy')).to_yaml()}\n---\nMine"
+    first = update_card(mine, "ours", card(("accuracy", 0.6, "accuracy"), ("accuracy", 0.7, odd)), "README.md")
+    assert results(first) == {"accuracy": 0.6, "f1": 0.4, odd: 0.7}
+    by_hand = first.replace("name: f1", "name: F1")
+    assert results(update_card(by_hand, "ours", card(), "README.md")) == {"F1": 0.4}
+    alone = update_card(None, "ours", card(("accuracy", 0.5, odd)), "README.md")
+    assert ModelCard(alone).text.count("<!-- nemo_hf: end -->") == 1
+    assert "model" not in update_card(alone, "ours", card(), "README.md")
 
 
 BROKEN_CARDS = [

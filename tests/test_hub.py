@@ -122,7 +122,8 @@ def test_cards_are_valid_for_the_hub(animals):
 
 def test_pushing_again_adds_replaces_and_keeps(hub, client):
     setup = """
-    push_modules("ann/again", {"a": cat, "b": dog}, metrics={"a": {"accuracy": 0.5}})
+    metrics = {"a": {"accuracy": 0.5}, "b": {"accuracy": 0.25}}
+    push_modules("ann/again", {"a": cat, "b": dog}, metrics=metrics)
     cat.save_pretrained("shards", max_shard_size="20KB")
     """
     client.run(setup)
@@ -139,6 +140,9 @@ def test_pushing_again_adds_replaces_and_keeps(hub, client):
     assert index["a"] == json.loads(before["nemo_modules.json"])["modules"]["a"]
     assert index["b"]["labels"] == ["cat", "dog"]
     assert index["b"]["folder"] == "b"
+    assert "accuracy" not in index["b"]  # it was that of the module before
+    assert [result.metric_value for result in ModelCard(after["README.md"].decode()).data.eval_results] == [0.5]
+    assert ModelCard(after["b/README.md"].decode()).data.eval_results is None
     assert {path for path in before if path.startswith("a/") and before[path] != after[path]} == set()
     assert not any(f"b/{name}" in after for name in shards)
     assert after["b/notes.txt"] == b"mine"

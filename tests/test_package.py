@@ -11,7 +11,7 @@ import nemo_hf
 
 
 FLOORS = [
-    {"errors", "config", "labels", "groups", "slim"},
+    {"errors", "config", "distributed", "labels", "groups", "slim"},
     {"metrics", "files", "architectures", "layers", "objectives", "slicing", "collection", "readme", "remote"},
     {"families", "resolution", "training_args", "module_masks", "model_card"},
     {"cutting", "masking"},
