@@ -6,10 +6,11 @@ from importlib.metadata import version
 from . import families as families  # fills the architecture table
 from .architectures import Architecture, Attention, Chain, Convolution, FeedForward, StockLayout, register_architecture
 from .auto import AutoModularModel
+from .collection import ModuleEntry, list_modules
 from .config import ModularConfig
 from .errors import CheckpointError, NemoError, NemoRuntimeError, NemoValueError, UnsupportedModelError
 from .extraction import constant_gates, extract_module
-from .hub import save_module
+from .hub import push_modules, save_module
 from .masking import apply_masks, hold_gates, list_maskable_layers, record_masks, remove_masks
 from .module_masks import ModuleMasks, NeuronMask
 from .statistics import NeuronStatistics, collect_statistics
@@ -30,6 +31,7 @@ __all__ = [
     "ModularConfig",
     "ModularTrainer",
     "ModularTrainingArguments",
+    "ModuleEntry",
     "ModuleMasks",
     "NemoError",
     "NemoRuntimeError",
@@ -44,6 +46,8 @@ __all__ = [
     "extract_module",
     "hold_gates",
     "list_maskable_layers",
+    "list_modules",
+    "push_modules",
     "record_masks",
     "register_architecture",
     "remove_masks",

@@ -67,7 +67,7 @@ class AutoModularModel:
             raise CheckpointError(
                 f"{source} is not a modular checkpoint: its config has no `nemo` entry of a parent.{hint}"
             )
-        base = _model_class(config, source)
+        base = model_class(config, source)
         wants_info = kwargs.pop("output_loading_info", False)
         try:
             model, info = _masked_class(base).from_pretrained(
@@ -84,7 +84,7 @@ class AutoModularModel:
         return (model, info) if wants_info else model
 
 
-def _model_class(config: PreTrainedConfig, source: str) -> type[PreTrainedModel]:
+def model_class(config: PreTrainedConfig, source: str) -> type[PreTrainedModel]:
     """The class that `config.architectures` names, of transformers or registered with the Auto classes."""
     name = (config.architectures or [None])[0]
     for auto_class in slim.AUTO_CLASSES:

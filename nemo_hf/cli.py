@@ -1,5 +1,5 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
-"""The command line: `nemo-hf demo | train | extract | evaluate`."""
+"""The command line: `nemo-hf demo | train | extract | evaluate | push | info`."""
 
 from __future__ import annotations
 
@@ -175,11 +175,60 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
     return report
 
 
+def push(arguments: list[str]) -> dict[str, Any]:
+    """Push modules from their folders to one repository on the Hub, in one commit."""
+    parser = _parser("push", push.__doc__)
+    parser.add_argument("folders", nargs="+", help="of `nemo-hf extract`; several make a collection of subfolders")
+    parser.add_argument("--repo_id", required=True, help="repository on the Hub, made if it is missing")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--base_model", help="the modular parent on the Hub, for the cards")
+    parser.add_argument("--dataset", help="the data set on the Hub that the results are of, for the cards")
+    parser.add_argument("--revision", help="branch to push to, made if it is missing")
+    parser.add_argument("--token", help="access token for the Hub")
+    parser.add_argument("--commit_message", help="first line of the commit")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of changing the branch")
+    args = parser.parse_args(arguments)
+    from . import push_modules
+
+    options = {
+        name: value for name, value in vars(args).items() if name not in ("folders", "repo_id", "json", "debug")
+    }
+    modules = args.folders[0] if len(args.folders) == 1 else args.folders
+    commit = push_modules(args.repo_id, modules, **options)
+    report = {"commit": commit.oid, "commit_url": commit.commit_url, "pull_request": commit.pr_url}
+    _print_values(report)
+    return report
+
+
+def info(arguments: list[str]) -> dict[str, Any]:
+    """What is in a checkpoint: a plain or modular model, a module or a collection; downloads no weights."""
+    parser = _parser("info", info.__doc__)
+    parser.add_argument("checkpoint", help="a folder or a repository on the Hub")
+    parser.add_argument("--subfolder", default="", help="of the checkpoint in it, for a module of a collection")
+    parser.add_argument("--revision", help="revision on the Hub")
+    parser.add_argument("--token", help="access token for the Hub")
+    args = parser.parse_args(arguments)
+    from .inspection import describe_checkpoint
+
+    report = describe_checkpoint(args.checkpoint, args.revision, args.token, args.subfolder)
+    shown = {name: value for name, value in report.items() if name not in ("modules", "neurons_per_layer")}
+    _print_values(
+        {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in shown.items()}
+    )
+    for module in report.get("modules", ()):
+        accuracy = f"  accuracy {module['accuracy']:.4g}" if "accuracy" in module else ""
+        sizes = f"{module['neuron_retention']:.1%} of the neurons, {module['parameters']:,} parameters"
+        print(f"  {module['name']:30}  --subfolder {module['folder']:30}  {sizes}{accuracy}")
+    return report
+
+
 COMMANDS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "demo": demo,
     "train": train,
     "extract": extract,
     "evaluate": evaluate,
+    "push": push,
+    "info": info,
 }
 
 

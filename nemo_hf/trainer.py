@@ -22,7 +22,7 @@ from .errors import NemoRuntimeError, NemoValueError
 from .groups import check_group_column, check_groups, group_names
 from .labels import as_membership, check_labels
 from .masking import apply_masks, is_masked, masked_layers, modular_config, record_masks
-from .model_card import write_modular_card
+from .model_card import check_card, shown_source, write_modular_card
 from .objectives import OBJECTIVES, CompactnessLoss
 from .resolution import resolve_parts
 from .statistics import NeuronStatistics, collect_statistics
@@ -392,11 +392,9 @@ class ModularTrainer(Trainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of transformers with what a modular model is, how it loads and what it measured."""
+        check_card(self.args.output_dir)
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            write_modular_card(
-                self.args.output_dir,
-                self._unwrapped(self.model),
-                self.state.log_history,
-                group_column=self.args.group_column,
-            )
+            model, folder = self._unwrapped(self.model), self.args.output_dir
+            source = self.hub_model_id or shown_source(folder)
+            write_modular_card(folder, model, self.state.log_history, self.args.modular_arguments(), source)

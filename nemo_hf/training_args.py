@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 
@@ -94,3 +94,8 @@ class ModularTrainingArguments(TrainingArguments):
                 f"group_column names another column than the labels of the task, got {self.group_column!r}. Leave it "
                 "out: without it gates are organised by label."
             )
+
+    def modular_arguments(self) -> dict[str, Any]:
+        """The arguments that `TrainingArguments` does not have, by name."""
+        known = {field.name for field in fields(TrainingArguments)}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in known}

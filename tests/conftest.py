@@ -45,3 +45,24 @@ def no_deprecations():
     yield
     logger.removeHandler(collector)
     assert collector.deprecations == []
+
+
+@pytest.fixture(scope="session")
+def hub():
+    """The Hub on loopback."""
+    from hub_server import HubServer
+
+    server = HubServer()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def client(hub, tmp_path_factory):
+    """Another process that talks to it."""
+    from hub_client import HubClient
+
+    process = HubClient(hub.endpoint, tmp_path_factory.mktemp("client"))
+    yield process
+    process.close()

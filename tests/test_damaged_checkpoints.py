@@ -152,7 +152,10 @@ def test_save_module_keeps_a_card_that_is_there(tmp_path):
     module = extract_module(parent, module_masks(parent), ["cat"])
     (tmp_path / "README.md").write_text("mine")
     save_module(module, tmp_path)
-    assert (tmp_path / "README.md").read_text() == "mine"
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "\n---\nmine\n" in card
+    assert "# Module for cat" in card
     assert {pipeline_task(case.model()) for case in CASES} == {"image-classification", "text-classification"}
 
 

@@ -12,11 +12,11 @@ import nemo_hf
 
 FLOORS = [
     {"errors", "config", "distributed", "labels", "groups", "slim"},
-    {"metrics", "files", "architectures", "layers", "objectives", "slicing"},
+    {"metrics", "files", "architectures", "layers", "objectives", "slicing", "collection", "readme", "remote"},
     {"families", "resolution", "training_args", "module_masks", "model_card"},
     {"cutting", "masking"},
-    {"stock", "statistics", "auto", "hub"},
-    {"extraction", "trainer", "tasks"},
+    {"stock", "statistics", "auto"},
+    {"extraction", "trainer", "tasks", "hub", "inspection"},
     {"demo"},
     {"cli"},
 ]

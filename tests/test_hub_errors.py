@@ -1,0 +1,120 @@
+# Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
+"""Push and pull where something is wrong: tokens, connections, what lies in the repository, what is pushed."""
+
+import json
+
+import pytest
+from models import VIT, module_masks
+
+from nemo_hf import NemoValueError, extract_module, push_modules
+
+
+@pytest.fixture(autouse=True)
+def quiet(hub):
+    hub.log.clear()
+    hub.cuts.clear()
+
+
+@pytest.fixture(scope="module")
+def vit_module():
+    parent = VIT.masked()
+    return extract_module(parent, module_masks(parent), ["cat"]), parent
+
+
+def test_wrong_token_and_foreign_repository(hub, client):
+    for code in (
+        'push_modules("ann/none", {"cat": cat}, token="hf_wrong")',
+        'push_modules("bob/none", {"cat": cat})',
+    ):
+        answer = client(code)
+        assert "OSError" in answer.kinds
+        assert "Invalid credentials" in answer.error or "don't have the rights" in answer.error
+    assert not {"ann/none", "bob/none"} & set(hub.repositories)
+
+
+BROKEN = {
+    "README.md": (b"---\ntags: [a\n---\nmine", "The metadata of README.md of ann/broken cannot be read"),
+    "cat/README.md": (b"---\n- a\n---\nmine", "The metadata of cat/README.md of ann/broken cannot be read"),
+    "nemo_modules.json": (b"{", "nemo_modules.json of ann/broken is damaged: it is not JSON"),
+}
+
+
+@pytest.mark.parametrize("path", BROKEN)
+def test_what_is_broken_in_the_repository_is_named_and_kept(hub, client, path):
+    content, text = BROKEN[path]
+    client.run('HfApi().create_repo("ann/broken", exist_ok=True)')
+    repository = hub.repositories["ann/broken"]
+    repository.commit(f"Break {path}", {path: (content, False)})
+    commits = len(repository.commits)
+    answer = client('push_modules("ann/broken", {"cat": cat})')
+    assert answer.error.startswith(f"CheckpointError: {text}")
+    assert len(repository.commits) == commits
+    assert not any(line.startswith("PUT") for line in hub.log)
+
+
+@pytest.mark.parametrize(
+    "start", ["PUT /lfs/", "POST /api/models/ann/cut/commit/", "POST /api/models/ann/cut/preupload/"]
+)
+def test_an_interrupted_push_leaves_the_repository_as_it_was(hub, client, start):
+    if "ann/cut" not in hub.repositories:
+        client.run('push_modules("ann/cut", {"cat": cat})')
+    repository = hub.repositories["ann/cut"]
+    before, commits = repository.content(), len(repository.commits)
+    number = len(hub.log)
+    hub.cut(start, 100)
+    answer = client(f'dog.classifier.bias.data += {number}; push_modules("ann/cut", {{"cat": dog, "dog": dog}})')
+    assert answer.error.startswith("CheckpointError: The connection to ann/cut failed")
+    assert "Push again." in answer.error
+    assert repository.content() == before
+    assert len(repository.commits) == commits
+    hub.cuts.clear()
+    client.run('push_modules("ann/cut", {"cat": dog})')
+    assert client.run('result = same(Auto.from_pretrained("ann/cut", subfolder="cat"), dog)')
+
+
+def test_somebody_else_pushes_at_the_same_time(hub, client):
+    client.run('push_modules("ann/race", {"cat": cat})')
+    repository = hub.repositories["ann/race"]
+    code = """
+    from nemo_hf import hub
+    save = hub._save
+    def slow(*args, **options):
+        hub._save = save
+        push_modules("ann/race", {"first": dog})
+        save(*args, **options)
+    hub._save = slow
+    push_modules("ann/race", {"second": dog})
+    """
+    answer = client(code)
+    assert answer.error.startswith("CheckpointError: ann/race was changed by someone else during the push")
+    assert list(json.loads(repository.content()["nemo_modules.json"])["modules"]) == ["cat", "first"]
+
+
+def test_a_download_that_is_cut_goes_on_or_fails_cleanly(hub, client):
+    client.run('push_modules("ann/pull", {"cat": cat})')
+    hub.cut("GET /cdn/", 1)
+    assert client.run('result = same(Auto.from_pretrained("ann/pull", subfolder="cat"), cat)')
+    client.run('push_modules("ann/pull", {"cat": both})')
+    hub.cut("GET /ann/pull/resolve/", 100)
+    hub.cut("GET /cdn/", 100)
+    code = 'Auto.from_pretrained("ann/pull", subfolder="cat", cache_dir="cut")'
+    assert client(code).error is not None
+    hub.cuts.clear()
+    code = 'result = same(Auto.from_pretrained("ann/pull", subfolder="cat", cache_dir="cut"), both)'
+    assert client.run(code)
+
+
+def test_what_is_no_module_is_refused_before_anything_is_sent(vit_module):
+    module, parent = vit_module
+    for modules, text in (
+        ({"cat": module, "dog": parent}, r"ViTForImageClassification \('dog'\) is not a module; make one with"),
+        ({}, "non-empty mapping from names to modules"),
+        ([module, module], "got 2 module.s. with the names 'cat'"),
+        ({"cat": 3}, r"int \('cat'\) is not a module"),
+    ):
+        with pytest.raises(NemoValueError, match=text):
+            push_modules("ann/none", modules)
+    with pytest.raises(NemoValueError, match="accuracy of a module must be a share from 0 to 1, got 97"):
+        push_modules("ann/none", {"cat": module}, metrics={"cat": {"accuracy": 97}})
+    with pytest.raises(NemoValueError, match="metrics has 'cow', but the modules are 'cat'"):
+        push_modules("ann/none", {"cat": module}, metrics={"cow": {"accuracy": 1.0}})
