@@ -318,18 +318,19 @@ def plain_parent(case):
 @functools.cache
 def modular_parent(case):
     """The same with masks. Extraction changes no parent: test_extraction.py makes sure of that."""
-    return case.masked()
+    model = case.masked()
+    weights = {name: tensor for name, tensor in model.state_dict().items() if ".mask_generator." not in name}
+    assert_same_state(weights, plain_parent(case).state_dict())
+    return model
 
 
 @torch.no_grad()
 def check_exact(case, parent, masks, gates, labels, kind, tolerance=1e-5):
-    """Compare a module with its plain parent, whose layers hooks multiply by gates that are computed here."""
+    """Compare a module with the plain model of its case, whose layers hooks multiply by gates computed here."""
     names, inputs = [LABELS[label] if isinstance(label, int) else label for label in labels], case.inputs()
     module = extract_module(parent, ModuleMasks(masks, gates), labels, gates=kind)
     held = naive_gates(masks, gates if kind == "mean" else None, names)
     reference = plain_parent(case)
-    weights = {name: tensor for name, tensor in parent.state_dict().items() if ".mask_generator." not in name}
-    assert_same_state(weights, reference.state_dict())
     with gated_by_hooks(reference, held):
         expected = logits_of(reference(**inputs))[..., [LABELS.index(name) for name in names]]
     close(logits_of(module(**inputs)), expected, tolerance)
