@@ -130,7 +130,8 @@ def count_flops(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> int:
         `int`: the operations for the whole batch.
     """
     # The counter knows matrix products, not the fused attention kernels of the CPU: count the eager attention.
-    model = copy.deepcopy(model).eval()
+    # Without gradients: the counter fails on parameters that a forward pass hands to a layer, as DeBERTa does.
+    model = copy.deepcopy(model).eval().requires_grad_(False)
     if hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

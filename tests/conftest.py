@@ -1,6 +1,7 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
 """Offline, one thread, a fixed seed, and deprecations of transformers are failures."""
 
+import gc
 import logging
 import os
 
@@ -18,6 +19,15 @@ def one_thread():
     """The models are tiny: more threads only cost time."""
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frozen_imports():
+    """Every training ends with a garbage collection, which would search all that torch and transformers define."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

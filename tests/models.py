@@ -2,6 +2,8 @@
 """The table of models over which the promises are tested, their inputs, and masks made by hand."""
 
 import contextlib
+import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +12,19 @@ import torch
 import transformers
 from torch.utils.data import Dataset
 
-from nemo_hf import ModularConfig, ModularTrainingArguments, ModuleMasks, apply_masks, list_maskable_layers
+from nemo_hf import (
+    ModularConfig,
+    ModularTrainingArguments,
+    ModuleMasks,
+    apply_masks,
+    extract_module,
+    list_maskable_layers,
+)
 
 
 LABELS = ["ant", "bee", "cat", "dog", "elk"]
-SEQUENCE_LENGTHS = (9, 5, 7, 1)  # real tokens of the samples of a text batch
-_COMMON = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-_IMAGE = {**_COMMON, "image_size": 16, "patch_size": 8}
-_TEXT = {**_COMMON, "vocab_size": 50, "max_position_embeddings": 40}
-_DISTILBERT = {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64, "vocab_size": 50}
+# What the samples of a padded batch really hold: tokens, or amplitudes of a sound.
+LENGTHS = {"text": (9, 5, 7, 1), "sound": (200, 120, 90, 60)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +40,15 @@ class Case:
         return f"{self.model_class.__name__}{'-' if self.variant else ''}{self.variant}"
 
     @property
-    def is_image(self):
-        return "ForImage" in self.model_class.__name__
+    def sees(self):
+        """`"image"`, `"text"`, `"sound"` or `"spectrogram"`."""
+        if self.model_class.main_input_name == "input_values":
+            return "spectrogram" if "ForAudio" in self.model_class.__name__ else "sound"
+        return "image" if "ForImage" in self.model_class.__name__ else "text"
 
     @property
-    def is_decoder(self):
-        return "ForSequence" in self.model_class.__name__ and hasattr(self.config_class(), "use_cache")
+    def is_image(self):
+        return self.sees == "image"
 
     @property
     def has_two_heads(self):
@@ -47,8 +56,12 @@ class Case:
 
     @property
     def auto_class(self):
-        task = "Image" if self.is_image else "Sequence"
+        task = {"image": "Image", "text": "Sequence", "sound": "Audio", "spectrogram": "Audio"}[self.sees]
         return getattr(transformers, f"AutoModelFor{task}Classification")
+
+    @property
+    def image_size(self):
+        return self.options.get("vision_config", self.options).get("image_size", 16)
 
     def model(self, seed=0, **overrides):
         """A random model in evaluation mode. Noise on all parameters, so that no bias or norm is trivial."""
@@ -73,19 +86,75 @@ class Case:
         )
 
     def inputs(self, seed=0):
-        """A batch of four samples; texts are padded."""
+        """A batch of four samples; texts and sounds are padded."""
         generator = torch.Generator().manual_seed(seed)
-        if self.is_image:
-            return {"pixel_values": torch.randn(4, 3, 16, 16, generator=generator)}
-        lengths = torch.tensor(SEQUENCE_LENGTHS)[:, None]
-        mask = (torch.arange(9)[None] < lengths).long()
+        if self.sees == "image":
+            return {"pixel_values": torch.randn(4, 3, self.image_size, self.image_size, generator=generator)}
+        if self.sees == "spectrogram":
+            return {"input_values": torch.randn(4, 12, 8, generator=generator)}
+        lengths = LENGTHS[self.sees]
+        mask = (torch.arange(lengths[0])[None] < torch.tensor(lengths)[:, None]).long()
+        if self.sees == "sound":
+            return {"input_values": torch.randn(4, lengths[0], generator=generator) * mask, "attention_mask": mask}
         pad = self.config_class(**self.options).pad_token_id
-        tokens = torch.randint(3, 50, (4, 9), generator=generator)
+        tokens = torch.randint(3, 50, (4, lengths[0]), generator=generator)
         return {"input_ids": torch.where(mask == 1, tokens, pad), "attention_mask": mask}
 
 
+_COMMON = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+_IMAGE = {**_COMMON, "image_size": 16, "patch_size": 8}
 _CNN = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 2]}
-_DECODER = {**_TEXT, "num_key_value_heads": 2, "pad_token_id": 0}
+# Grids of 8 and 4 tokens: their windows are padded, every second block shifts them.
+_WINDOWS = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 3, "image_size": 32}
+_PYRAMID = {
+    "image_size": 32,
+    "num_encoder_blocks": 2,
+    "hidden_sizes": [16, 32],
+    "depths": [1, 2],
+    "num_attention_heads": [2, 4],
+    "sr_ratios": [2, 1],
+    "mlp_ratios": [2, 2],
+    "patch_sizes": [3, 3],
+    "strides": [4, 2],
+}
+_EFFICIENT = {
+    "image_size": 32,
+    "width_coefficient": 0.025,
+    "depth_coefficient": 1.0,
+    "hidden_dim": 32,
+    "in_channels": [32, 320, 640],
+    "out_channels": [320, 640, 640],
+    "kernel_sizes": [3, 3, 5],
+    "strides": [1, 2, 1],
+    "num_block_repeats": [1, 2, 1],
+    "expand_ratios": [1, 4, 4],
+}
+_TEXT = {**_COMMON, "vocab_size": 50, "max_position_embeddings": 40}
+_DISTILBERT = {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64, "vocab_size": 50}
+_DECODER = {**_TEXT, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+_DEBERTA = {
+    **_TEXT,
+    "pad_token_id": 0,
+    "relative_attention": True,
+    "pos_att_type": ["c2p", "p2c"],
+    "position_buckets": 4,
+    "max_relative_positions": 20,
+}
+_SPEECH = {
+    **_COMMON,
+    "conv_dim": [16, 16],
+    "conv_kernel": [8, 4],
+    "conv_stride": [4, 2],
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 4,
+    "feat_extract_norm": "layer",  # with a norm over time, padding changes the features themselves
+    "classifier_proj_size": 24,
+    "vocab_size": 20,
+    "layerdrop": 0.0,
+    "mask_time_prob": 0.0,
+}
+_SPECTROGRAM = {"patch_size": 4, "num_mel_bins": 8, "max_length": 12, "frequency_stride": 4, "time_stride": 4}
 
 
 def _cases(*names, options, **variants):
@@ -127,8 +196,7 @@ CASES = [
         *_text("ModernBert"),
         options={**_TEXT, "pad_token_id": 0, "local_attention": 4, "global_attn_every_n_layers": 2},
     ),
-    *_cases(*_text("Llama", "Qwen2", "Gemma"), options={**_DECODER, "head_dim": 8}),
-    *_cases(*_text("Qwen3"), options={**_DECODER, "head_dim": 8}),
+    *_cases(*_text("Llama", "Qwen2", "Gemma", "Qwen3"), options=_DECODER),
     *_cases(
         *_text("GPT2"),
         options={"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 50, "n_positions": 40, "pad_token_id": 0},
@@ -143,6 +211,22 @@ CASES = [
         *_image("MobileNetV2"),
         options={"depth_multiplier": 0.25, "depth_divisible_by": 2, "min_depth": 4, "image_size": 16},
     ),
+    *_cases(*_image("ViTMSN"), options=_IMAGE),
+    *_cases(*_image("CLIP", "Siglip"), options={"vision_config": _IMAGE}),
+    *_cases(*_image("Swin", "Swinv2"), options=_WINDOWS),
+    *_cases(*_image("PvtV2"), options=_PYRAMID, reduced={}, linear={"linear_attention": True}),
+    *_cases(*_image("EfficientNet"), options=_EFFICIENT),
+    *_cases(
+        *_text("DebertaV2"),
+        options=_DEBERTA,
+        shared={"share_att_key": True, "norm_rel_ebd": "layer_norm"},
+        own={"share_att_key": False, "conv_kernel_size": 3},
+    ),
+    *_cases(*_text("EuroBert"), options=_DECODER),
+    *_cases(*_text("NomicBert"), options={**_TEXT, "head_dim": 8, "pad_token_id": 0}),
+    *_cases(("ASTForAudioClassification", "AST"), options={**_COMMON, **_SPECTROGRAM}),
+    *_cases(*_text("Wav2Vec2", "WavLM"), options=_SPEECH),
+    *_cases(*_text("Hubert"), options={**_SPEECH, "do_stable_layer_norm": True}),
 ]
 
 
@@ -153,11 +237,10 @@ def case_of(name):
 
 VIT, DEIT, DEIT_TEACHER, BERT = CASES[:4]
 RESNET = case_of("ResNetForImageClassification-bottleneck")
+DECODERS = [case_of(f"{name}ForSequenceClassification") for name in ("Llama", "Gemma", "Qwen2", "Qwen3", "GPT2")]
 LLAMA = case_of("LlamaForSequenceClassification")
-TEXT_CASES = [case for case in CASES if not case.is_image]
-ENCODER_CASES = [case for case in TEXT_CASES if not case.is_decoder]
 over_models = pytest.mark.parametrize("case", CASES, ids=str)
-over_text_models = pytest.mark.parametrize("case", TEXT_CASES, ids=str)
+over_padded_models = pytest.mark.parametrize("case", [case for case in CASES if case.sees in LENGTHS], ids=str)
 over_two_models = pytest.mark.parametrize("case", [VIT, BERT], ids=str)
 
 
@@ -180,7 +263,9 @@ def gated_by_hooks(model, gates):
     for name, gate in gates.items():
         layer = model.get_submodule(name)
         if isinstance(layer, torch.nn.Conv2d):  # the gate multiplies the output of the norm behind it
-            layer, gate = model.get_submodule(name.replace(".convolution", ".normalization")), gate[:, None, None]
+            behind = itertools.dropwhile(lambda other, layer=layer: other is not layer, model.modules())
+            layer = next(other for other in behind if isinstance(other, torch.nn.BatchNorm2d))
+            gate = gate[:, None, None]
         hooks.append(layer.register_forward_hook(lambda _layer, _inputs, output, gate=gate: output * gate))
     yield
     for hook in hooks:
@@ -224,15 +309,44 @@ def module_masks(model, with_gates=True, **options):
     return ModuleMasks(masks, gates if with_gates else None)
 
 
+@functools.cache
+def plain_parent(case):
+    """One unmasked model of a case for all tests that leave it as it is."""
+    return case.model()
+
+
+@functools.cache
+def modular_parent(case):
+    """The same with masks. Extraction changes no parent: test_extraction.py makes sure of that."""
+    model = case.masked()
+    weights = {name: tensor for name, tensor in model.state_dict().items() if ".mask_generator." not in name}
+    assert_same_state(weights, plain_parent(case).state_dict())
+    return model
+
+
+@torch.no_grad()
+def check_exact(case, parent, masks, gates, labels, kind, tolerance=1e-5):
+    """Compare a module with the plain model of its case, whose layers hooks multiply by gates computed here."""
+    names, inputs = [LABELS[label] if isinstance(label, int) else label for label in labels], case.inputs()
+    module = extract_module(parent, ModuleMasks(masks, gates), labels, gates=kind)
+    held = naive_gates(masks, gates if kind == "mean" else None, names)
+    reference = plain_parent(case)
+    with gated_by_hooks(reference, held):
+        expected = logits_of(reference(**inputs))[..., [LABELS.index(name) for name in names]]
+    close(logits_of(module(**inputs)), expected, tolerance)
+    return module
+
+
 class Samples(Dataset):
-    """Labelled samples that can be learnt: the class shows in the brightness, or in the words."""
+    """Labelled samples that can be learnt: the class shows in the brightness or offset, or in the words."""
 
     def __init__(self, case, size=24, seed=0, labelled=True):
         generator = torch.Generator().manual_seed(seed)
         labels = torch.arange(size) % len(LABELS)
-        if case.is_image:
-            noise = 0.3 * torch.randn(size, 3, 16, 16, generator=generator)
-            features = {"pixel_values": noise + labels.view(-1, 1, 1, 1).float() - 2}
+        if case.sees != "text":
+            name, like = next(iter(case.inputs().items()))
+            noise = 0.3 * torch.randn(size, *like.shape[1:], generator=generator)
+            features = {name: noise + labels.view(-1, *[1] * (like.dim() - 1)).float() - 2}
         else:
             tokens = 3 + labels[:, None] * 5 + torch.randint(0, 5, (size, 8), generator=generator)
             features = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import models
 import pytest
-import test_second_families
 
 
 @pytest.fixture
@@ -20,6 +19,6 @@ def test_the_page_of_families_is_up_to_date(make_families):
 
 
 def test_the_page_of_families_shows_models_of_the_tests(make_families):
-    tested = [(case.model_class.__name__, case.options) for case in models.CASES + test_second_families.CASES]
+    tested = [(case.model_class.__name__, case.options) for case in models.CASES]
     shown = [(tiny.name, tiny.options) for tinies in make_families.GROUPS.values() for tiny in tinies]
     assert [tiny for tiny in shown if tiny not in tested] == []

@@ -7,13 +7,16 @@ from models import (
     LABELS,
     VIT,
     assert_same_state,
+    check_exact,
     close,
     gated_by_hooks,
     logits_of,
+    modular_parent,
     naive_gates,
     num_neurons,
     over_models,
     over_two_models,
+    plain_parent,
     random_masks,
     state_copy,
 )
@@ -35,29 +38,11 @@ LABEL_LISTS = [["cat"], ["elk", "ant"], [3, "bee", 0], list(range(5))]
 over_gates = pytest.mark.parametrize("kind", ["mean", "binary"])
 
 
-def names_of(labels):
-    return [LABELS[label] if isinstance(label, int) else label for label in labels]
-
-
-def check_exact(case, parent, masks, gates, labels, kind, tolerance=1e-5):
-    """Compare a module with its plain parent, whose layers hooks multiply by gates that are computed here."""
-    names, inputs = names_of(labels), case.inputs()
-    ids = [LABELS.index(name) for name in names]
-    module = extract_module(parent, ModuleMasks(masks, gates), labels, gates=kind)
-    held = naive_gates(masks, gates if kind == "mean" else None, names)
-    with torch.no_grad():
-        reference = case.model()
-        reference.load_state_dict({n: t for n, t in parent.state_dict().items() if ".mask_generator." not in n})
-        with gated_by_hooks(reference, held):
-            expected = logits_of(reference(**inputs))[..., ids]
-        close(logits_of(module(**inputs)), expected, tolerance)
-    return module
-
-
 def edge_masks(edge, model):
     """Random masks with one kind of edge in the last block, for every label; `None` if the model has no such place."""
-    masks, gates = random_masks(model)
-    if edge in ("everything kept", "nothing kept"):
+    whole = edge in ("everything kept", "nothing kept")
+    masks, gates = random_masks(model, skip_first_blocks=0 if whole else 1)
+    if whole:
         for mask in masks.values():
             for keep in mask.values():
                 keep.fill_(edge == "everything kept")
@@ -76,6 +61,8 @@ def edge_masks(edge, model):
             "no v": slice(fused, None),
             "no q": slice(0, width),
         }[edge]
+        if name not in names:
+            return None
         chosen = [(name, units)]
     else:
         last = names[-1].rpartition(".")[0].rpartition(".")[0]
@@ -91,7 +78,7 @@ def edge_masks(edge, model):
 @over_gates
 @pytest.mark.parametrize("labels", LABEL_LISTS, ids=str)
 def test_module_of_a_modular_parent_is_exact(case, kind, labels):
-    parent = case.masked()
+    parent = modular_parent(case)
     masks, gates = random_masks(parent)
     module = check_exact(case, parent, masks, gates, labels, kind)
     assert module(**case.inputs()).logits.shape == (4, len(labels))
@@ -99,13 +86,23 @@ def test_module_of_a_modular_parent_is_exact(case, kind, labels):
 
 
 @over_models
-@pytest.mark.parametrize("labels", [["cat"], ["elk", "ant"]], ids=str)
-def test_module_of_a_plain_parent_is_exact_with_masks_made_by_hand(case, labels):
-    parent = case.model()
-    masks, _ = random_masks(parent, skip_first_blocks=0)
-    check_exact(case, parent, masks, None, labels, None)
+@pytest.mark.parametrize(("labels", "kind"), [(["cat"], "mean"), (["elk", "ant"], "binary"), (LABELS, "mean")])
+def test_module_of_a_plain_parent_is_exact_with_masks_made_by_hand(case, labels, kind):
+    parent = plain_parent(case)
+    masks, gates = random_masks(parent, skip_first_blocks=0)
+    module = check_exact(case, parent, masks, gates, labels, kind)
+    with torch.no_grad():
+        unmasked = logits_of(parent(**case.inputs()))[..., [LABELS.index(label) for label in labels]]
+        assert not torch.allclose(logits_of(module(**case.inputs())), unmasked, atol=1e-3)
+
+
+@over_models
+def test_masks_of_one_layer_are_exact(case):
+    parent = plain_parent(case)
+    masks, _ = random_masks(parent)
     one_layer = {label: {name: mask[name] for name in list(mask)[-1:]} for label, mask in masks.items()}
-    check_exact(case, parent, one_layer, None, labels, None)
+    for labels in (["cat"], ["elk", "ant"]):
+        check_exact(case, parent, one_layer, None, labels, None)
 
 
 @over_models
@@ -114,7 +111,7 @@ def test_module_of_a_plain_parent_is_exact_with_masks_made_by_hand(case, labels)
     "edge", ["empty head", "no v", "no q", "empty last layer", "empty block", "everything kept", "nothing kept"]
 )
 def test_edges_are_exact(case, kind, edge):
-    parent = case.masked()
+    parent = modular_parent(case)
     made = edge_masks(edge, parent)
     if made is None:
         pytest.skip("the model has no such place")
@@ -125,19 +122,42 @@ def test_edges_are_exact(case, kind, edge):
 
 @over_models
 def test_every_single_layer_may_be_empty(case):
-    parent = case.masked()
-    for name in list_maskable_layers(parent)[-8:]:
-        masks, _ = random_masks(parent)
+    parent = modular_parent(case)
+    for name in list_maskable_layers(parent)[-7:]:  # a block has up to seven
+        masks, gates = random_masks(parent)
         for mask in masks.values():
             mask[name].fill_(False)
-        check_exact(case, parent, masks, None, ["cat", "elk"], "binary")
+        check_exact(case, parent, masks, gates, ["cat", "elk"], "mean")
+        only = {label: {name: mask[name]} for label, mask in masks.items()}
+        check_exact(case, plain_parent(case), only, None, ["cat", "elk"], "binary")
+
+
+@over_models
+def test_empty_heads_leave_every_layer(case):
+    parent = plain_parent(case)
+    masks, gates = random_masks(parent, skip_first_blocks=0)
+    attention = [part for _, part in resolve_parts(parent) if isinstance(part, Attention)]
+    attention = [part for part in attention if part.value in masks["cat"]]
+    if not attention:
+        pytest.skip("the values of the model are not masked")
+    for part in attention:
+        neurons = num_neurons(parent, part.value)
+        values = slice(neurons // 3 * 2 if part.query == part.value else 0, None)
+        for mask in masks.values():
+            units = mask[part.value][values]
+            units[:] = torch.arange(len(units)) >= len(units) // 2
+    module = check_exact(case, parent, masks, gates, ["dog", "bee"], "mean")
+    for part in attention:
+        assert part.shared_head_bias or num_neurons(module, part.value) <= num_neurons(parent, part.value) // 2
+    changed = module.config.nemo["shapes"].get("attributes", {})
+    assert len(changed) == sum(part.shared_head_bias is None for part in attention)
 
 
 @over_models
 @over_gates
 @torch.no_grad()
 def test_held_gates_and_hooks_agree(case, kind):
-    parent = case.masked()
+    parent = modular_parent(case)
     masks, gates = random_masks(parent)
     held = constant_gates(parent, ModuleMasks(masks, gates), ["ant", "elk"], kind)
     expected = naive_gates(masks, gates if kind == "mean" else None, ["ant", "elk"])

@@ -16,7 +16,6 @@ from models import BERT, CASES, LLAMA, VIT, module_masks
 from PIL import Image
 from processors import feature_extractor, image_processor, tokenizer
 from safetensors.torch import load_file, save_file
-from test_second_families import CASE as SECOND
 from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig, ViTForImageClassification, pipeline
 
 import nemo_hf
@@ -24,8 +23,8 @@ from nemo_hf import Architecture, extract_module, register_architecture, save_mo
 from nemo_hf.architectures import ARCHITECTURES
 
 
-ALL_CASES = {str(case): case for case in CASES} | SECOND
-PROCESSORS = {str(VIT): image_processor, str(BERT): tokenizer, "Wav2Vec2": feature_extractor}
+ALL_CASES = {str(case): case for case in CASES}
+PROCESSORS = {str(VIT): image_processor, str(BERT): tokenizer, "Wav2Vec2ForSequenceClassification": feature_extractor}
 LABELS = ["elk", "ant", "cat"]
 SLIM = Path(slim.__file__)
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")

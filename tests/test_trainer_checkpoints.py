@@ -8,10 +8,31 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from models import BERT, VIT, Samples, arguments, assert_same_state, over_models, over_two_models, state_copy
+from models import (
+    BERT,
+    VIT,
+    Samples,
+    arguments,
+    assert_same_state,
+    close,
+    logits_of,
+    over_models,
+    over_two_models,
+    state_copy,
+)
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from nemo_hf import AutoModularModel, ModularConfig, ModularTrainer, NeuronStatistics, extract_module, record_masks
+from nemo_hf import (
+    AutoModularModel,
+    ModularConfig,
+    ModularTrainer,
+    NeuronStatistics,
+    constant_gates,
+    extract_module,
+    hold_gates,
+    list_maskable_layers,
+    record_masks,
+)
 from nemo_hf.masking import is_masked
 
 
@@ -101,7 +122,9 @@ def test_model_init_is_masked_and_trained_afresh(case, tmp_path):
 @torch.no_grad()
 def test_a_saved_model_and_its_statistics_are_enough_to_cut_modules_later(case, tmp_path):
     teacher = {"teacher_model": case.model(5)} if case.has_two_heads else {}
-    trainer = ModularTrainer(case.model(), arguments(tmp_path), train_dataset=Samples(case), **teacher)
+    config = ModularConfig(generator_init="paper", skip_first_blocks=0)
+    data = Samples(case)
+    trainer = ModularTrainer(case.model(), arguments(tmp_path), train_dataset=data, modular_config=config, **teacher)
     with torch.enable_grad():
         trainer.train()
     trainer.save_model(tmp_path / "parent")
@@ -118,6 +141,10 @@ def test_a_saved_model_and_its_statistics_are_enough_to_cut_modules_later(case, 
     module = extract_module(model, masks, ["cat", "dog"])
     expected = extract_module(trainer.model, statistics.module_masks(), ["cat", "dog"])
     assert torch.equal(module(**inputs).logits, expected(**inputs).logits)
+    held = constant_gates(model, masks, ["cat", "dog"], "mean")
+    assert list(held) == list_maskable_layers(model)
+    with hold_gates(model, held):
+        close(logits_of(module(**inputs)), logits_of(model(**inputs))[..., [2, 3]])
     assert module.config.nemo["parent"]["name_or_path"] == str(tmp_path / "parent")
 
 
