@@ -295,7 +295,8 @@ def _save(
             if file.is_dir() and (target / file.name).is_dir():
                 shutil.rmtree(target / file.name)
             os.replace(file, target / file.name)
-        for old in target.glob("model*.safetensors*"):  # shards and a single file must not stand side by side
+        # Shards and a single file must not stand side by side, nor code beside weights that do not need it.
+        for old in (*target.glob("model*.safetensors*"), *target.glob("slim.py")):
             if old.name not in written:
                 old.unlink()
 
