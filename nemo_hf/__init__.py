@@ -12,6 +12,7 @@ from .extraction import constant_gates, extract_module
 from .hub import save_module
 from .masking import apply_masks, hold_gates, list_maskable_layers, record_masks, remove_masks
 from .module_masks import ModuleMasks, NeuronMask
+from .report import write_report
 from .statistics import NeuronStatistics, collect_statistics
 from .trainer import ModularTrainer
 from .training_args import ModularTrainingArguments
@@ -47,4 +48,5 @@ __all__ = [
     "register_architecture",
     "remove_masks",
     "save_module",
+    "write_report",
 ]

@@ -103,9 +103,7 @@ def parent_parameters(model: PreTrainedModel) -> int:
 
 
 @torch.no_grad()
-def module_parameters(
-    model: PreTrainedModel, masks: ModuleMasks, selections: Iterable[Sequence[Label]]
-) -> list[int]:
+def module_parameters(model: PreTrainedModel, masks: ModuleMasks, selections: Iterable[Sequence[Label]]) -> list[int]:
     """
     How many parameters modules would have, exactly, without the cost of making them: the model is cut without its
     weights, shapes alone.
