@@ -6,7 +6,8 @@ const one = owner.slice(0, -1);
 const names = data[owner].map(String);
 const evaluation = data.evaluation || null;
 const byId = (id) => document.getElementById(id);
-const percent = (value, digits = 1) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`);
+const percent = (value, digits = 1) =>
+  value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`;
 const count = (value) => value.toLocaleString("en-US");
 const picked = new Set();
 const positions = new Map(names.map((name, i) => [name, i]));
@@ -27,7 +28,12 @@ function shape(parent, tag, attributes, text) {
   return node;
 }
 
-const shorten = (text, most) => (Array.from(text).length > most ? `${Array.from(text).slice(0, most - 1).join("")}…` : text);
+const shorten = (text, most) =>
+  Array.from(text).length > most
+    ? `${Array.from(text)
+        .slice(0, most - 1)
+        .join("")}…`
+    : text;
 
 // ---- Modules ----
 
@@ -57,7 +63,9 @@ function keptByUnion(members) {
   });
 }
 
-const sizes = [...data.anchors, ...modules.map((module) => [module.neurons, module.parameters])].sort((a, b) => a[0] - b[0]);
+const sizes = [...data.anchors, ...modules.map((module) => [module.neurons, module.parameters])].sort(
+  (a, b) => a[0] - b[0],
+);
 
 /** Parameters between those of known modules with fewer and with more neurons; never fewer than a part of it has. */
 function estimatedParameters(members, neurons) {
@@ -83,7 +91,8 @@ function estimatedAccuracy(members) {
     if (owner === "labels") {
       const pairs = evaluation.errors_pairs;
       accuracy = 1;
-      for (const other of members) accuracy -= mixed(pairs && pairs[member][other], evaluation.errors_all[member][other]);
+      for (const other of members)
+        accuracy -= mixed(pairs && pairs[member][other], evaluation.errors_all[member][other]);
     } else {
       accuracy = mixed(evaluation.accuracy_alone[member], evaluation.accuracy_all[member]);
     }
@@ -133,7 +142,8 @@ function showPicks() {
   byId("pick-none").addEventListener("click", () => pick([...picked], false));
   byId("pick-filter").addEventListener("input", (event) => {
     const wanted = event.target.value.toLowerCase();
-    for (const label of byId("picks").querySelectorAll("label")) label.hidden = !label.title.toLowerCase().includes(wanted);
+    for (const label of byId("picks").querySelectorAll("label"))
+      label.hidden = !label.title.toLowerCase().includes(wanted);
   });
 }
 
@@ -165,13 +175,22 @@ function showUnion() {
   }
   const neurons = kept.reduce((sum, value) => sum + value, 0);
   const module = known.get(keyOf(members));
-  result("neurons kept", percent(neurons / data.neurons), `${count(neurons)} of ${count(data.neurons)}: exact, union of the masks`);
+  result(
+    "neurons kept",
+    percent(neurons / data.neurons),
+    `${count(neurons)} of ${count(data.neurons)}: exact, union of the masks`,
+  );
   const parameters = module ? module.parameters : estimatedParameters(members, neurons);
   const how = module ? "exact" : "estimate, from modules with fewer and with more neurons";
-  result("parameters kept", `${module ? "" : "≈ "}${percent(parameters / data.parameters)}`, `${count(parameters)}: ${how}`);
+  result(
+    "parameters kept",
+    `${module ? "" : "≈ "}${percent(parameters / data.parameters)}`,
+    `${count(parameters)}: ${how}`,
+  );
   showAccuracy(members, module);
   const quoted = members.map((member) => `'${names[member].replaceAll("'", "'\\''")}'`).join(" ");
-  byId("command").textContent = `nemo-hf extract '${data.checkpoint.replaceAll("'", "'\\''")}' --${owner} ${quoted} --output module`;
+  byId("command").textContent =
+    `nemo-hf extract '${data.checkpoint.replaceAll("'", "'\\''")}' --${owner} ${quoted} --output module`;
   byId("command").textContent += data.threshold === 0.9 ? "" : ` --threshold ${data.threshold}`;
 }
 
@@ -186,8 +205,11 @@ function showAccuracy(members, module) {
     const measured = owner === "groups" || evaluation.errors_pairs;
     const basis = owner === "labels" ? "confusions measured in" : "accuracies measured in";
     const estimate = estimatedAccuracy(members);
-    result("expected accuracy", estimate === null ? "–" : `≈ ${percent(estimate)}`,
-      `estimate, not a measurement: from ${basis} ${measured ? `${few} and in ` : ""}the module of all ${owner}`);
+    result(
+      "expected accuracy",
+      estimate === null ? "–" : `≈ ${percent(estimate)}`,
+      `estimate, not a measurement: from ${basis} ${measured ? `${few} and in ` : ""}the module of all ${owner}`,
+    );
   }
 }
 
@@ -203,12 +225,13 @@ if (evaluation) columns.push({ title: "accuracy", value: (module) => module.accu
 if (evaluation && owner === "labels") {
   columns.push({ title: "recall in all", value: (module) => module.recall ?? null, show: percent });
 }
-const table = { column: 0, ascending: true, rows: 100, sorted: false };
+const table = { column: 0, ascending: true, rows: 250, sorted: false };
 
 function showTable() {
   const kinds = { every: "every module", one: `one ${one}`, two: `two ${owner}`, all: `all ${owner}` };
   for (const [kind, text] of Object.entries(kinds)) {
-    if (kind === "every" || modules.some((module) => module.kind === kind)) element(byId("table-kind"), "option", text, { value: kind });
+    if (kind === "every" || modules.some((module) => module.kind === kind))
+      element(byId("table-kind"), "option", text, { value: kind });
   }
   const head = byId("modules").querySelector("thead tr");
   columns.forEach((column, i) => {
@@ -226,7 +249,9 @@ function showTable() {
     showRows();
   });
   byId("table-note").textContent =
-    (modules.some((module) => module.kind === "two") ? "" : `Modules of two ${owner} are left out because there are many ${owner}. `) +
+    (modules.some((module) => module.kind === "two")
+      ? ""
+      : `Modules of two ${owner} are left out because there are many ${owner}. `) +
     (evaluation
       ? owner === "labels"
         ? "Accuracy: of the module's own samples; a module of one label has nothing to choose between. " +
@@ -240,7 +265,9 @@ function sortedModules() {
   const wanted = byId("table-filter").value.toLowerCase();
   const kind = byId("table-kind").value;
   const rows = modules.filter(
-    (module) => (kind === "every" || module.kind === kind) && (!wanted || columns[0].value(module).toLowerCase().includes(wanted)),
+    (module) =>
+      (kind === "every" || module.kind === kind) &&
+      (!wanted || columns[0].value(module).toLowerCase().includes(wanted)),
   );
   if (!table.sorted) return rows;
   const { value, text } = columns[table.column];
@@ -259,17 +286,20 @@ function showRows() {
   for (const module of rows.slice(0, table.rows)) {
     const line = element(body, "tr");
     const first = element(line, "td", module.kind === "all" ? `all ${names.length} ${owner}` : undefined);
-    if (module.kind !== "all") for (const member of module.members) element(first, "bdi", shorten(names[member], 60), { title: names[member] });
+    if (module.kind !== "all")
+      for (const member of module.members) element(first, "bdi", shorten(names[member], 60), { title: names[member] });
     for (const column of columns.slice(1)) {
       const value = column.value(module);
       element(line, "td", value === null ? "–" : column.show(value));
     }
   }
-  byId("modules").querySelectorAll("th").forEach((cell, i) => {
-    const active = table.sorted && table.column === i;
-    cell.setAttribute("aria-sort", active ? (table.ascending ? "ascending" : "descending") : "none");
-    cell.firstChild.textContent = columns[i].title + (active ? (table.ascending ? " ▲" : " ▼") : "");
-  });
+  byId("modules")
+    .querySelectorAll("th")
+    .forEach((cell, i) => {
+      const active = table.sorted && table.column === i;
+      cell.setAttribute("aria-sort", active ? (table.ascending ? "ascending" : "descending") : "none");
+      cell.firstChild.textContent = columns[i].title + (active ? (table.ascending ? " ▲" : " ▼") : "");
+    });
   byId("table-more").hidden = rows.length <= table.rows;
   byId("table-count").textContent = `${count(Math.min(rows.length, table.rows))} of ${count(rows.length)} modules`;
 }

@@ -25,6 +25,7 @@ from .report_plots import check_matplotlib, write_plots
 from .statistics import NeuronStatistics
 
 
+SCRIPTS = ("report.js", "report_charts.js", "report_heatmap.js")  # of the page, in this order
 TRAINER_STATE = "trainer_state.json"
 
 
@@ -125,7 +126,7 @@ def page(data: Mapping[str, Any]) -> str:
     text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     parts = {
         "style": _resource("report.css"),
-        "script": _resource("report.js") + _resource("report_charts.js"),
+        "script": "".join(map(_resource, SCRIPTS)),
         "data": text,
     }
     parts["title"] = html.escape(f"Modules of {data['checkpoint']}")

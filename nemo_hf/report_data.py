@@ -186,7 +186,7 @@ def measure(
     tallies: dict[int, _Tally] = {}
     for i, module in enumerate(table):
         members = torch.tensor([names.index(name) for name in module[owner]])
-        if groups is not None or len(members) > 1:
+        if groups is not None or len(members) > 1 or len(names) == 1:
             ids = None if label_ids is None else label_ids[members]
             tallies[i] = _Tally(members, constant_gates(model, masks, module[owner], gates), ids)
     hits = total = 0
@@ -201,7 +201,11 @@ def measure(
         total += len(labels)
         for tally in tallies.values():
             tally.add(model, inputs, owners, labels)
+    if not total:
+        raise NemoValueError("There are no samples to measure accuracies on. Give a split that has some.")
     for i, tally in tallies.items():
+        if groups is None and len(tally.members) == 1:
+            continue
         table[i].update(accuracy=tally.accuracy, num_eval_samples=int(tally.counts.sum()))
     confusions = _confusions(list(tallies.values()), len(names))
     for module in table:
@@ -215,8 +219,8 @@ def _class_labels(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     if labels is None or labels.dim() != 1 or labels.is_floating_point():
         given = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
         raise NemoValueError(
-            f"Accuracies need one integer label per sample, of shape (batch_size,); got {given}. Leave out the dataset "
-            "for a report without accuracies."
+            f"Accuracies need one integer label per sample, of shape (batch_size,); got {given}. Leave out the "
+            "dataset for a report without accuracies."
         )
     return labels.cpu()
 
@@ -226,9 +230,9 @@ def _confusions(tallies: Sequence[_Tally], count: int) -> dict[str, Any]:
     What the estimates for other modules are made from.
 
     Returns:
-        `dict`: `samples` of each label or group. By label: `recall`; `errors_all`, row by row the share of a label's samples
-        that the module of all labels takes for each other label, and `errors_pairs`, the same in the module of the
-        two, or `None` without pairs. By group: `accuracy_all` and `accuracy_alone` of each group's samples in the
+        `dict`: `samples` of each label or group. By label: `recall`; `errors_all`, row by row the share of a label's
+        samples that the module of all labels takes for each other label; `errors_pairs`, the same in the module of
+        the two, or `None` without pairs. By group: `accuracy_all` and `accuracy_alone` of each group's samples in the
         module of all groups and in its own.
     """
     everything = next(tally for tally in tallies if len(tally.members) == count)

@@ -47,11 +47,7 @@ def test_lists_come_as_json_and_convolutional_networks_take_the_images_as_they_a
 
 @pytest.mark.parametrize(
     ("overrides", "text"),
-    [
-        ("nonesuch=1", "key nonesuch isn't"),
-        ("{", "Expecting property name"),
-        ("hidden_size", "dictionary update sequence"),
-    ],
+    [("nonesuch=1", "key nonesuch isn't"), ("{", "Expecting property name"), ("hidden_size", "dictionary update sequence")],
 )
 def test_wrong_overrides_are_refused(overrides, text):
     with pytest.raises(NemoValueError, match=f"config_overrides must be name=value.*{text}"):
