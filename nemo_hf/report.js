@@ -77,29 +77,32 @@ function estimatedParameters(members, neurons) {
   return Math.max(least, Math.round(fewer + ((more - fewer) * (neurons - low)) / (high - low)));
 }
 
-/** Between the confusions of pairs and those of the module of all labels, by the number of labels. */
+/** Between what modules of pairs and the module of all labels say, by the number of labels; exact at both ends. */
 function estimatedAccuracy(members) {
-  if (!evaluation || (owner === "labels" && members.length < 2)) return null;
   const least = owner === "labels" ? 2 : 1;
+  if (!evaluation || members.length < least) return null;
   const share = names.length > least ? (members.length - least) / (names.length - least) : 1;
-  const mixed = (few, all) => (few === null || few === undefined ? all : (1 - share) * few + share * all);
   let right = 0;
   let total = 0;
   for (const member of members) {
     if (!evaluation.samples[member]) continue;
-    let accuracy;
-    if (owner === "labels") {
-      const pairs = evaluation.errors_pairs;
-      accuracy = 1;
-      for (const other of members)
-        accuracy -= mixed(pairs && pairs[member][other], evaluation.errors_all[member][other]);
-    } else {
-      accuracy = mixed(evaluation.accuracy_alone[member], evaluation.accuracy_all[member]);
-    }
-    right += Math.max(0, accuracy) * evaluation.samples[member];
+    const [few, all] = owner === "labels" ? recalls(member, members) : groupAccuracies(member);
+    right += evaluation.samples[member] * (few === null ? all : (1 - share) * few + share * all);
     total += evaluation.samples[member];
   }
   return total ? right / total : null;
+}
+
+/** Share of a label's samples that stay right: if the confusions in pairs are independent, and in the module of all. */
+function recalls(member, members) {
+  const others = members.filter((other) => other !== member);
+  const all = 1 - others.reduce((sum, other) => sum + evaluation.errors_all[member][other], 0);
+  if (!evaluation.errors_pairs) return [null, all];
+  return [others.reduce((product, other) => product * (1 - evaluation.errors_pairs[member][other]), 1), all];
+}
+
+function groupAccuracies(member) {
+  return [evaluation.accuracy_alone[member], evaluation.accuracy_all[member]];
 }
 
 // ---- Head of the page ----

@@ -4,6 +4,7 @@ The page of a report in a real browser: slow, `pytest -m slow tests/test_report_
 (`apt-get install chromium`) and playwright (`pip install playwright`, which uses that chromium); skipped without.
 """
 
+import math
 import shutil
 
 import pytest
@@ -14,6 +15,20 @@ from nemo_hf import NeuronStatistics, write_report
 
 
 pytestmark = pytest.mark.slow
+
+
+def expected_accuracy(evaluation, members):
+    """The formula of docs/report.md."""
+    count = len(evaluation["samples"])
+    share = (len(members) - 2) / (count - 2)
+    weighted = 0.0
+    for a in members:
+        others = [b for b in members if b != a]
+        few = everything = 1 - sum(evaluation["errors_all"][a][b] for b in others)
+        if evaluation["errors_pairs"] is not None:
+            few = math.prod(1 - evaluation["errors_pairs"][a][b] for b in others)
+        weighted += evaluation["samples"][a] * ((1 - share) * few + share * everything)
+    return weighted / sum(evaluation["samples"][a] for a in members)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +94,7 @@ def test_browser_picks_labels(opened, names, scheme, tmp_path):
     assert f"{sum(int(mask.sum()) for mask in union.values()):,} of {figures['neurons']:,}: exact" in shown[0]
     assert "estimate" in shown[1]
     assert "estimate, not a measurement" in shown[2]
+    assert f"≈ {100 * expected_accuracy(figures['evaluation'], [0, 2, 4]):.1f} %" in shown[2]
     boxes.nth(4).uncheck()
     module = next((module for module in figures["modules"] if module["labels"] == [names[0], names[2]]), None)
     if module is not None:
