@@ -13,6 +13,7 @@ from .extraction import constant_gates, extract_module
 from .hub import push_modules, save_module
 from .masking import apply_masks, hold_gates, list_maskable_layers, record_masks, remove_masks
 from .module_masks import ModuleMasks, NeuronMask
+from .report import write_report
 from .statistics import NeuronStatistics, collect_statistics
 from .trainer import ModularTrainer
 from .training_args import ModularTrainingArguments
@@ -52,4 +53,5 @@ __all__ = [
     "register_architecture",
     "remove_masks",
     "save_module",
+    "write_report",
 ]

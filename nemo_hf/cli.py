@@ -1,5 +1,5 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
-"""The command line: `nemo-hf demo | train | extract | evaluate | push | info`."""
+"""The command line: `nemo-hf demo | train | extract | evaluate | report | push | info`."""
 
 from __future__ import annotations
 
@@ -77,6 +77,7 @@ def train(arguments: list[str]) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     report.update(trainer.evaluate())
     trainer.save_model()
+    trainer.save_state()  # the curves for `nemo-hf report`
     statistics = trainer.collect_statistics(train_dataset)
     statistics.save_pretrained(training_args.output_dir)
     masks = statistics.module_masks()
@@ -150,9 +151,7 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
     from .masking import is_masked
 
     hub = {"revision": args.revision, "token": args.token}
-    split = tasks.load_split(data_args, data_args.eval_split)
-    if data_args.max_eval_samples:
-        split = split.select(range(min(len(split), data_args.max_eval_samples)))
+    split = tasks.load_eval_split(data_args)
     columns = tasks.find_columns(split, data_args)
     model = tasks.load_checkpoint(args.checkpoint, columns.is_image, **hub)
     processor = tasks.processor_of(args.checkpoint, model, **hub)
@@ -173,6 +172,48 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
         )
     _print_values(report)
     return report
+
+
+def report(arguments: list[str]) -> dict[str, Any]:
+    """Table, plots and a page about the modules in a modular checkpoint; with a dataset also their accuracies."""
+    from transformers import HfArgumentParser
+
+    from . import tasks
+
+    parser = HfArgumentParser(
+        tasks.OptionalDataArguments, prog="nemo-hf report", description=report.__doc__, parents=[_common()]
+    )
+    parser.add_argument("checkpoint", help="a modular checkpoint: a folder or a repository on the Hub")
+    parser.add_argument("--output", default="nemo-report", help="folder for the report (default: %(default)s)")
+    parser.add_argument("--threshold", type=float, default=0.9, help="share of a label's samples that open a neuron")
+    parser.add_argument(
+        "--max_pair_labels", type=int, default=20, help="no pairs with more labels than these (default: %(default)s)"
+    )
+    parser.add_argument("--batch_size", type=int, default=128, help="samples per batch (default: %(default)s)")
+    parser.add_argument("--revision", default="main", help="revision on the Hub")
+    parser.add_argument("--token", help="access token for the Hub")
+    data_args, args = parser.parse_args_into_dataclasses(args=arguments)
+    from . import AutoModularModel, NeuronStatistics
+    from .groups import group_names
+    from .report import write_report
+
+    hub = {"revision": args.revision, "token": args.token}
+    model = AutoModularModel.from_pretrained(args.checkpoint, **hub)
+    batches = groups = None
+    if data_args.dataset_name is not None:
+        column = NeuronStatistics.from_pretrained(args.checkpoint, **hub).grouped_by
+        split = tasks.load_eval_split(data_args, column)
+        columns = tasks.find_columns(split, data_args)
+        processor = tasks.processor_of(args.checkpoint, model, **hub)
+        encoded = tasks.encode(split, columns, processor, model.config.label2id, data_args.max_length, column)
+        batches = tasks.dataloader(encoded, processor, columns.is_image, args.batch_size)
+        groups = None if column is None else group_names(encoded, column)
+    figures = write_report(
+        args.checkpoint, args.output, batches, args.threshold, groups, args.max_pair_labels, model=model, **hub
+    )
+    _print_report(figures)
+    print(f"Written to {args.output}. Open {Path(args.output) / 'report.html'} in a browser.")
+    return figures
 
 
 def push(arguments: list[str]) -> dict[str, Any]:
@@ -227,6 +268,7 @@ COMMANDS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "train": train,
     "extract": extract,
     "evaluate": evaluate,
+    "report": report,
     "push": push,
     "info": info,
 }
@@ -288,6 +330,19 @@ def _name_or_number(text: str, known: Container[str | int]) -> str | int:
 def _print_values(report: dict[str, Any]) -> None:
     for name, value in report.items():
         print(f"{name:32}{f'{value:.4g}' if isinstance(value, float) else value}")
+
+
+def _print_report(figures: dict[str, Any]) -> None:
+    owner = "labels" if figures["grouped_by"] is None else "groups"
+    values = {
+        owner: len(figures[owner]),
+        "modules in the table": len(figures["modules"]),
+        f"neurons kept for one {owner[:-1]}": figures["neuron_retention"],
+        "coupling": figures["coupling"],
+    }
+    if "evaluation" in figures:
+        values["accuracy before cutting"] = figures["evaluation"]["modular_accuracy"]
+    _print_values(values)
 
 
 def _print_demo(report: dict[str, Any], output: str) -> None:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Literal
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from . import metrics, slim
@@ -108,9 +109,51 @@ def extract_module(
             config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
     module.load_state_dict({name: tensor.detach().clone() for name, tensor in tensors.items()}, strict=True)
-    parent_parameters = sum(p.numel() for name, p in model.named_parameters() if ".mask_generator." not in name)
-    module.config.nemo["parameter_retention"] = metrics.count_parameters(module) / parent_parameters
+    module.config.nemo["parameter_retention"] = metrics.count_parameters(module) / parent_parameters(model)
     return module.to(model.device).eval()
+
+
+def parent_parameters(model: PreTrainedModel) -> int:
+    """Number of parameters of a parent without its mask generators."""
+    return sum(p.numel() for name, p in model.named_parameters() if ".mask_generator." not in name)
+
+
+@torch.no_grad()
+def module_parameters(model: PreTrainedModel, masks: ModuleMasks, selections: Iterable[Sequence[Label]]) -> list[int]:
+    """
+    How many parameters modules would have, exactly, without the cost of making them: the model is cut without its
+    weights, shapes alone.
+
+    Args:
+        model (`PreTrainedModel`): the parent. It is not changed.
+        masks ([`ModuleMasks`]): which neurons each label, or group, needs.
+        selections (`Iterable[Sequence[str | int]]`): the labels of each module; groups, if the masks are by group.
+
+    Returns:
+        `list[int]`: one number for each selection.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: as [`extract_module`].
+    """
+    # Vectors stay: the constant outputs of removed units may be computed from a bias.
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    outline = copy.deepcopy(model, {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in matrices})
+    heads = resolve_architecture(outline).heads[type(model).__name__]
+    names = {name for name, _ in model.named_parameters()}
+    counts = []
+    for selection in selections:
+        chosen = (selection, None) if masks.grouped_by is None else (None, selection)
+        label_ids, keys = _chosen(model.config, masks, *chosen)
+        held = constant_gates(outline, masks, keys, "mean" if masks.has_gates else "binary")
+        tensors, _ = cut(outline, held, heads, label_ids)
+        counts.append(sum(tensor.numel() for name, tensor in tensors.items() if _uncut_name(name, names) in names))
+    return counts
+
+
+def _uncut_name(name: str, names: set[str]) -> str:
+    """The parent's name of a tensor; that of a layer inside one that scatters lies one level deeper."""
+    owner, _, leaf = name.rpartition(".")
+    return name if name in names else f"{owner.rpartition('.')[0]}.{leaf}"
 
 
 def constant_gates(

@@ -92,6 +92,8 @@ def folded_bias(
     Returns:
         `torch.Tensor` of shape `(out_features,)`, or `None` where there was no bias and no constant.
     """
+    if weight.is_meta:
+        return bias  # only shapes are asked for
     values = torch.where(dropped.to(weight.device), constants.to(weight.device, weight.dtype), 0)
     if not values.any():
         return bias

@@ -54,6 +54,15 @@ class DataArguments:
 
 
 @dataclass
+class OptionalDataArguments(DataArguments):
+    """The same where a command can do without data."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A dataset on the Hub, or a local folder in the Hub's layout."}
+    )
+
+
+@dataclass
 class ModelArguments:
     """What is trained: a pretrained model, or a new one of a given type."""
 
@@ -136,6 +145,23 @@ def load_splits(data: DataArguments, seed: int, group_column: str | None) -> tup
     names = {value for value in (*train[group_column], *evaluation[group_column]) if value is not None}
     feature = ClassLabel(names=sorted(names))
     return train.cast_column(group_column, feature), evaluation.cast_column(group_column, feature)
+
+
+def load_eval_split(data: DataArguments, group_column: str | None = None) -> Dataset:
+    """
+    The split to evaluate on, the first `max_eval_samples` of it. Texts in the group column become `ClassLabel`.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: if there is no such split or column.
+    """
+    split = load_split(data, data.eval_split)
+    if data.max_eval_samples:
+        split = split.select(range(min(len(split), data.max_eval_samples)))
+    if group_column is not None and group_column not in split.features:
+        raise NemoValueError(f"The dataset has no column {group_column!r}; it has {', '.join(split.features)}.")
+    if group_column is not None and split.features[group_column] == Value("string"):
+        return split.class_encode_column(group_column)
+    return split
 
 
 def find_columns(dataset: Dataset, data: DataArguments) -> Columns:
