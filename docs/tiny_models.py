@@ -1,5 +1,5 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
-"""Tiny models of all families for the pages that scripts write. Their configurations are those of the tests."""
+"""Tiny models of all families, for the pages that scripts write and for the tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Tiny:
-    """A class of transformers with a configuration of the tests; `variant` says what is special about it."""
+    """A class of transformers with a tiny configuration; `variant` says what is special about it."""
 
     name: str
     options: dict[str, Any]
@@ -32,10 +32,9 @@ def _tiny(task: str, names: Sequence[str], options: dict[str, Any], **variants: 
     ]
 
 
-_THREE_BLOCKS = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-_TWO_BLOCKS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-_IMAGE = {**_THREE_BLOCKS, "image_size": 16, "patch_size": 8}
-_LARGER_IMAGE = {**_TWO_BLOCKS, "image_size": 32, "patch_size": 16}
+_COMMON = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+_IMAGE = {**_COMMON, "image_size": 16, "patch_size": 8}
+# Grids of 8 and 4 tokens: their windows are padded, every second block shifts them.
 _WINDOWS = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 3, "image_size": 32}
 _PYRAMID = {
     "image_size": 32,
@@ -62,10 +61,10 @@ _EFFICIENT = {
     "num_block_repeats": [1, 2, 1],
     "expand_ratios": [1, 4, 4],
 }
-_TEXT = {**_THREE_BLOCKS, "vocab_size": 50, "max_position_embeddings": 40}
-_OTHER_TEXT = {**_TWO_BLOCKS, "vocab_size": 60, "max_position_embeddings": 40, "pad_token_id": 0}
+_TEXT = {**_COMMON, "vocab_size": 50, "max_position_embeddings": 40}
 _DEBERTA = {
-    **_OTHER_TEXT,
+    **_TEXT,
+    "pad_token_id": 0,
     "relative_attention": True,
     "pos_att_type": ["c2p", "p2c"],
     "position_buckets": 4,
@@ -74,14 +73,14 @@ _DEBERTA = {
 _DECODER = {**_TEXT, "num_key_value_heads": 2, "pad_token_id": 0, "head_dim": 8}
 _SPECTROGRAM = {"patch_size": 4, "num_mel_bins": 8, "max_length": 12, "frequency_stride": 4, "time_stride": 4}
 _SPEECH = {
-    **_TWO_BLOCKS,
+    **_COMMON,
     "conv_dim": [16, 16],
     "conv_kernel": [8, 4],
     "conv_stride": [4, 2],
     "num_feat_extract_layers": 2,
     "num_conv_pos_embeddings": 8,
     "num_conv_pos_embedding_groups": 4,
-    "feat_extract_norm": "layer",
+    "feat_extract_norm": "layer",  # with a norm over time, padding changes the features themselves
     "classifier_proj_size": 24,
     "vocab_size": 20,
     "layerdrop": 0.0,
@@ -91,7 +90,7 @@ _SPEECH = {
 GROUPS: dict[str, list[Tiny]] = {
     "Image transformers": [
         *_tiny("Image", ["ViT"], _IMAGE),
-        *_tiny("Image", ["ViTMSN"], _LARGER_IMAGE),
+        *_tiny("Image", ["ViTMSN"], _IMAGE),
         *_tiny("Image", ["DeiT"], _IMAGE),
         Tiny("DeiTForImageClassificationWithTeacher", _IMAGE),
         *_tiny(
@@ -102,7 +101,7 @@ GROUPS: dict[str, list[Tiny]] = {
             shared_position_bias={"use_shared_relative_position_bias": True},
         ),
         *_tiny("Image", ["Dinov2"], {**_IMAGE, "mlp_ratio": 2}, MLP={}, SwiGLU={"use_swiglu_ffn": True}),
-        *_tiny("Image", ["CLIP", "Siglip"], {"vision_config": _LARGER_IMAGE}),
+        *_tiny("Image", ["CLIP", "Siglip"], {"vision_config": _IMAGE}),
         *_tiny("Image", ["Swin", "Swinv2"], _WINDOWS),
         *_tiny("Image", ["PvtV2"], _PYRAMID, spatial_reduction={}, linear_attention={"linear_attention": True}),
     ],
@@ -134,8 +133,8 @@ GROUPS: dict[str, list[Tiny]] = {
             shared_position_projections={"share_att_key": True, "norm_rel_ebd": "layer_norm"},
             own_position_projections={"share_att_key": False, "conv_kernel_size": 3},
         ),
-        *_tiny("Sequence", ["EuroBert"], {**_OTHER_TEXT, "num_key_value_heads": 2, "head_dim": 8}),
-        *_tiny("Sequence", ["NomicBert"], {**_OTHER_TEXT, "head_dim": 8}),
+        *_tiny("Sequence", ["EuroBert"], _DECODER),
+        *_tiny("Sequence", ["NomicBert"], {**_TEXT, "head_dim": 8, "pad_token_id": 0}),
     ],
     "Text decoders": [
         *_tiny("Sequence", ["Llama", "Qwen2", "Qwen3", "Gemma"], _DECODER),
@@ -146,7 +145,7 @@ GROUPS: dict[str, list[Tiny]] = {
         ),
     ],
     "Audio": [
-        *_tiny("Audio", ["AST"], {**_TWO_BLOCKS, **_SPECTROGRAM}),
+        *_tiny("Audio", ["AST"], {**_COMMON, **_SPECTROGRAM}),
         *_tiny("Sequence", ["Wav2Vec2"], _SPEECH),
         *_tiny("Sequence", ["Hubert"], {**_SPEECH, "do_stable_layer_norm": True}),
         *_tiny("Sequence", ["WavLM"], _SPEECH),

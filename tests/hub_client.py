@@ -62,6 +62,7 @@ class HubClient:
 
     def __init__(self, endpoint, folder):
         kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        here = str(Path(__file__).parent)
         environment = {
             **kept,
             "HF_ENDPOINT": endpoint,
@@ -71,7 +72,9 @@ class HubClient:
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [kept.get("PYTHONPATH")])]),
+            "PYTHONPATH": os.pathsep.join(
+                [here, os.path.join(here, "../docs"), *filter(None, [kept.get("PYTHONPATH")])]
+            ),
         }
         self.errors = open(folder / "client.err", "w+")  # noqa: SIM115 (closed with the process)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}

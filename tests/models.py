@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import tiny_models  # of docs/
 import torch
 import transformers
 from torch.utils.data import Dataset
@@ -101,132 +102,11 @@ class Case:
         return {"input_ids": torch.where(mask == 1, tokens, pad), "attention_mask": mask}
 
 
-_COMMON = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-_IMAGE = {**_COMMON, "image_size": 16, "patch_size": 8}
-_CNN = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 2]}
-# Grids of 8 and 4 tokens: their windows are padded, every second block shifts them.
-_WINDOWS = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 3, "image_size": 32}
-_PYRAMID = {
-    "image_size": 32,
-    "num_encoder_blocks": 2,
-    "hidden_sizes": [16, 32],
-    "depths": [1, 2],
-    "num_attention_heads": [2, 4],
-    "sr_ratios": [2, 1],
-    "mlp_ratios": [2, 2],
-    "patch_sizes": [3, 3],
-    "strides": [4, 2],
-}
-_EFFICIENT = {
-    "image_size": 32,
-    "width_coefficient": 0.025,
-    "depth_coefficient": 1.0,
-    "hidden_dim": 32,
-    "in_channels": [32, 320, 640],
-    "out_channels": [320, 640, 640],
-    "kernel_sizes": [3, 3, 5],
-    "strides": [1, 2, 1],
-    "num_block_repeats": [1, 2, 1],
-    "expand_ratios": [1, 4, 4],
-}
-_TEXT = {**_COMMON, "vocab_size": 50, "max_position_embeddings": 40}
-_DISTILBERT = {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64, "vocab_size": 50}
-_DECODER = {**_TEXT, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
-_DEBERTA = {
-    **_TEXT,
-    "pad_token_id": 0,
-    "relative_attention": True,
-    "pos_att_type": ["c2p", "p2c"],
-    "position_buckets": 4,
-    "max_relative_positions": 20,
-}
-_SPEECH = {
-    **_COMMON,
-    "conv_dim": [16, 16],
-    "conv_kernel": [8, 4],
-    "conv_stride": [4, 2],
-    "num_feat_extract_layers": 2,
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 4,
-    "feat_extract_norm": "layer",  # with a norm over time, padding changes the features themselves
-    "classifier_proj_size": 24,
-    "vocab_size": 20,
-    "layerdrop": 0.0,
-    "mask_time_prob": 0.0,
-}
-_SPECTROGRAM = {"patch_size": 4, "num_mel_bins": 8, "max_length": 12, "frequency_stride": 4, "time_stride": 4}
-
-
-def _cases(*names, options, **variants):
-    """One case per class and variant."""
-    return [
-        Case(getattr(transformers, name), getattr(transformers, f"{config}Config"), {**options, **more}, variant)
-        for name, config in names
-        for variant, more in (variants or {"": {}}).items()
-    ]
-
-
-def _image(*families):
-    return [(f"{family}ForImageClassification", family) for family in families]
-
-
-def _text(*families):
-    return [(f"{family}ForSequenceClassification", family) for family in families]
-
-
+# The configurations of `docs/families.md`: what the page calls tested is what is tested.
 CASES = [
-    *_cases(*_image("ViT", "DeiT"), options=_IMAGE),
-    *_cases(("DeiTForImageClassificationWithTeacher", "DeiT"), options=_IMAGE),
-    *_cases(*_text("Bert", "Roberta"), options=_TEXT),
-    *_cases(*_text("DistilBert"), options=_DISTILBERT),
-    *_cases(
-        *_image("Beit"),
-        options=_IMAGE,
-        bias={"use_relative_position_bias": True},
-        shared={"use_shared_relative_position_bias": True},
-    ),
-    *_cases(
-        *_image("Dinov2"),
-        options={**_IMAGE, "mlp_ratio": 2},
-        mlp={},
-        swiglu={"use_swiglu_ffn": True},
-    ),
-    *_cases(*_text("XLMRoberta", "Camembert", "Electra", "MPNet"), options=_TEXT),
-    *_cases(
-        *_text("ModernBert"),
-        options={**_TEXT, "pad_token_id": 0, "local_attention": 4, "global_attn_every_n_layers": 2},
-    ),
-    *_cases(*_text("Llama", "Qwen2", "Gemma", "Qwen3"), options=_DECODER),
-    *_cases(
-        *_text("GPT2"),
-        options={"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 50, "n_positions": 40, "pad_token_id": 0},
-    ),
-    *_cases(*_image("ResNet"), options=_CNN, basic={"layer_type": "basic"}, bottleneck={"layer_type": "bottleneck"}),
-    *_cases(*_image("RegNet"), options={**_CNN, "groups_width": 4}, x={"layer_type": "x"}, y={"layer_type": "y"}),
-    *_cases(
-        *_image("ConvNext"),
-        options={"hidden_sizes": [16, 32], "depths": [1, 2], "num_stages": 2, "patch_size": 2, "image_size": 16},
-    ),
-    *_cases(
-        *_image("MobileNetV2"),
-        options={"depth_multiplier": 0.25, "depth_divisible_by": 2, "min_depth": 4, "image_size": 16},
-    ),
-    *_cases(*_image("ViTMSN"), options=_IMAGE),
-    *_cases(*_image("CLIP", "Siglip"), options={"vision_config": _IMAGE}),
-    *_cases(*_image("Swin", "Swinv2"), options=_WINDOWS),
-    *_cases(*_image("PvtV2"), options=_PYRAMID, reduced={}, linear={"linear_attention": True}),
-    *_cases(*_image("EfficientNet"), options=_EFFICIENT),
-    *_cases(
-        *_text("DebertaV2"),
-        options=_DEBERTA,
-        shared={"share_att_key": True, "norm_rel_ebd": "layer_norm"},
-        own={"share_att_key": False, "conv_kernel_size": 3},
-    ),
-    *_cases(*_text("EuroBert"), options=_DECODER),
-    *_cases(*_text("NomicBert"), options={**_TEXT, "head_dim": 8, "pad_token_id": 0}),
-    *_cases(("ASTForAudioClassification", "AST"), options={**_COMMON, **_SPECTROGRAM}),
-    *_cases(*_text("Wav2Vec2", "WavLM"), options=_SPEECH),
-    *_cases(*_text("Hubert"), options={**_SPEECH, "do_stable_layer_norm": True}),
+    Case(getattr(transformers, tiny.name), getattr(transformers, tiny.name).config_class, tiny.options, tiny.variant)
+    for group in tiny_models.GROUPS.values()
+    for tiny in group
 ]
 
 
@@ -235,7 +115,9 @@ def case_of(name):
     return next(case for case in CASES if str(case) == name)
 
 
-VIT, DEIT, DEIT_TEACHER, BERT = CASES[:4]
+VIT, DEIT = (case_of(f"{name}ForImageClassification") for name in ("ViT", "DeiT"))
+DEIT_TEACHER = case_of("DeiTForImageClassificationWithTeacher")
+BERT = case_of("BertForSequenceClassification")
 RESNET = case_of("ResNetForImageClassification-bottleneck")
 DECODERS = [case_of(f"{name}ForSequenceClassification") for name in ("Llama", "Gemma", "Qwen2", "Qwen3", "GPT2")]
 LLAMA = case_of("LlamaForSequenceClassification")

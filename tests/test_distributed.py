@@ -16,7 +16,7 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 import torch
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent / "docs")]
 from models import BERT, VIT, Samples, arguments
 from safetensors.torch import save_file
 from nemo_hf import ModularConfig, ModularTrainer

@@ -19,7 +19,7 @@ HEADS, HEAD_SIZE = 4, 8
 # Six linear layers with biases in every block. The others are counted in test_family_shapes.py.
 DENSE = {"vit", "deit", "bert", "roberta", "distilbert", "dinov2", "xlm-roberta", "camembert", "electra"}
 over_dense_models = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.config_class.model_type in DENSE and case.variant != "swiglu"], ids=str
+    "case", [case for case in CASES if case.config_class.model_type in DENSE and case.variant != "SwiGLU"], ids=str
 )
 
 

@@ -98,7 +98,7 @@ def test_channels_leave_convolution_norm_and_the_next_convolution():
 
 def test_groups_of_channels_are_padded_to_one_size():
     # Layers of 32 channels in 8 groups of 4.
-    name = "RegNetForImageClassification-y"
+    name = "RegNetForImageClassification-Y"
     _, module = cut_with(case_of(name), **{"layer.0.convolution": [0, 1, 2, 8], "layer.1.convolution": [3, 8]})
     first, grouped, excite, last = module.regnet.encoder.stages[1].layers[1].layer
     assert grouped.convolution.groups == 2
@@ -121,7 +121,7 @@ def test_expansion_and_depthwise_convolution_share_their_gates():
 
 
 def test_heads_stay_where_all_blocks_share_a_bias_per_head():
-    for name, table in (("MPNetForSequenceClassification", None), ("BeitForImageClassification-bias", 1)):
+    for name, table in (("MPNetForSequenceClassification", None), ("BeitForImageClassification-own position bias", 1)):
         parent, module = cut_with(case_of(name), **({"attn.v": [8, 9]} if table is None else {"v_proj": [8, 9]}))
         if table is None:
             attention = module.mpnet.encoder.layer[1].attention.attn

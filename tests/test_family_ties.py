@@ -26,10 +26,12 @@ from nemo_hf.slim import layer_sizes
 
 
 SWIN, SWINV2 = case_of("SwinForImageClassification"), case_of("Swinv2ForImageClassification")
-PVT = case_of("PvtV2ForImageClassification-reduced")
+PVT = case_of("PvtV2ForImageClassification-spatial reduction")
 EFFICIENT = case_of("EfficientNetForImageClassification")
 WAVLM = case_of("WavLMForSequenceClassification")
-DEBERTA, DEBERTA_OWN = (case_of(f"DebertaV2ForSequenceClassification-{variant}") for variant in ("shared", "own"))
+DEBERTA, DEBERTA_OWN = (
+    case_of(f"DebertaV2ForSequenceClassification-{variant} position projections") for variant in ("shared", "own")
+)
 SPEECH = [case for case in CASES if case.sees == "sound"]
 
 
