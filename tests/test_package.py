@@ -16,8 +16,9 @@ FLOORS = [
     {"families", "resolution", "training_args", "module_masks", "model_card"},
     {"cutting", "masking"},
     {"stock", "statistics", "auto"},
-    {"extraction", "trainer", "tasks", "hub", "inspection", "report_data", "report_plots"},
-    {"demo", "report"},
+    {"extraction", "trainer", "tasks", "hub", "inspection", "report_plots"},
+    {"demo", "report_data"},
+    {"report"},
     {"cli"},
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}

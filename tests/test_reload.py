@@ -124,7 +124,7 @@ def test_reloaded_in_a_fresh_process_bit_for_bit(reloaded, case):
     nested = {"clip": ["clip_vision_model"], "siglip": ["siglip_vision_model"]}.get(case.config_class.model_type, [])
     assert facts[str(case)]["model_types"] == [f"nemo_{case.config_class.model_type}", *nested]
     card = (root / str(case) / "module" / "README.md").read_text()
-    assert f"import {case.auto_class.__name__}, pipeline" in card
+    assert f"import {case.auto_class.__name__}" in card
 
 
 def test_pipelines_in_a_fresh_process(reloaded):
