@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from . import slim
-from .config import MODULE_KIND, ModularConfig
+from .config import MODULE_KIND, ModularConfig, checkpoint_kind
 from .errors import CheckpointError, NemoError
 from .masking import apply_masks, is_modular_checkpoint
 
@@ -63,7 +63,11 @@ class AutoModularModel:
             )
             config = AutoConfig.from_pretrained(source, **{name: kwargs[name] for name in hub_names if name in kwargs})
         if not is_modular_checkpoint(config):
-            hint = " It is a module: load it with the Auto class of its task." if _is_module(config) else ""
+            hint = (
+                " It is a module: load it with the Auto class of its task."
+                if checkpoint_kind(config) == MODULE_KIND
+                else ""
+            )
             raise CheckpointError(
                 f"{source} is not a modular checkpoint: its config has no `nemo` entry of a parent.{hint}"
             )
@@ -120,8 +124,3 @@ def _masked_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
     namespace = {"__init__": __init__, "__module__": base.__module__, "__qualname__": base.__qualname__}
     return type(base.__name__, (base,), namespace)
-
-
-def _is_module(config: PreTrainedConfig) -> bool:
-    nemo = getattr(config, "nemo", None)
-    return isinstance(nemo, dict) and nemo.get("kind") == MODULE_KIND

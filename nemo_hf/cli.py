@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Container
@@ -148,6 +147,7 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
     data_args, args = parser.parse_args_into_dataclasses(args=arguments)
     report: dict[str, Any] = {}
     from . import collect_statistics, metrics
+    from .config import checkpoint_kind
     from .masking import is_masked
 
     hub = {"revision": args.revision, "token": args.token}
@@ -158,7 +158,7 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
     dataset = tasks.encode(split, columns, processor, model.config.label2id, data_args.max_length)
     batches = tasks.dataloader(dataset, processor, columns.is_image, args.batch_size)
     report.update(
-        kind=getattr(model.config, "nemo", {}).get("kind", "plain"),
+        kind=checkpoint_kind(model.config) or "plain",
         labels=list(model.config.id2label.values()),
         num_samples=len(dataset),
         accuracy=tasks.model_accuracy(model, batches),
@@ -316,11 +316,10 @@ def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def _write_json(path: str, report: dict[str, Any]) -> None:
-    from .files import atomic_path
+    from .files import atomic_path, finite
 
-    known = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in report.items()}
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(known, indent=2) + "\n")
+        temporary.write_text(json.dumps(finite(report), indent=2) + "\n")
 
 
 def _name_or_number(text: str, known: Container[str | int]) -> str | int:

@@ -115,5 +115,11 @@ class ModularConfig:
         return cls(**{name: value for name, value in values.items() if name in known})
 
 
+def checkpoint_kind(config: object) -> str | None:
+    """What `config.nemo` says a model is: [`MODULAR_KIND`], [`MODULE_KIND`], or `None` for a plain model."""
+    nemo = getattr(config, "nemo", None)
+    return nemo.get("kind") if isinstance(nemo, dict) else None
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

@@ -36,7 +36,7 @@ def global_batch(
 
 def batch_sizes(accelerator: Accelerator, batch_size: int, device: torch.device) -> list[int]:
     """The number of samples of every process; only uneven batches need to be asked for, which waits for the device."""
-    if accelerator.even_batches:
+    if accelerator.even_batches or accelerator.num_processes == 1:
         return [batch_size] * accelerator.num_processes
     return accelerator.gather(torch.tensor([batch_size], device=device)).tolist()
 

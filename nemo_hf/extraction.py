@@ -258,7 +258,8 @@ def _mask_key(masks: ModuleMasks, config: PreTrainedConfig, label_id: int) -> La
 
 
 def _num_elements(tensors: Mapping[str, torch.Tensor]) -> int:
-    return sum(tensor.numel() for tensor in tensors.values())
+    """Without positions, which are integers."""
+    return sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
 
 
 def _module_config(model: PreTrainedModel, label_ids: list[int], sizes: StockSizes | None) -> PreTrainedConfig:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,12 @@ def read_tensors(
             f"{path} has format {description['format']}, newer than this nemo_hf reads. Upgrade nemo_hf."
         )
     return tensors, description
+
+
+def finite(value: Any) -> Any:
+    """The same structure with `None` where a number is not finite, which JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {name: finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from .auto import model_class
 from .collection import INDEX_FILE, ModuleEntry, choose_folders, entry_dict, read_entries, read_index, write_index
-from .config import MODULE_KIND
+from .config import MODULE_KIND, checkpoint_kind
 from .errors import CheckpointError, NemoValueError
 from .metrics import count_parameters
 from .model_card import (
@@ -208,7 +208,7 @@ def _item(name: str, module: Module, **given: Any) -> _Item:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} holds no module: there is no config.json. `save_module` writes one.")
     config = AutoConfig.from_pretrained(folder)
-    if not _is_module(config):
+    if checkpoint_kind(config) != MODULE_KIND:
         raise CheckpointError(f"{folder} holds no module, but another model. Cut modules with `extract_module`.")
     try:
         loaded = model_class(config, str(folder)).from_pretrained(folder)
@@ -317,14 +317,9 @@ def _store_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
 
 
 def _check_module(module: Any, name: str = "") -> None:
-    if not _is_module(getattr(module, "config", None)):
+    if checkpoint_kind(getattr(module, "config", None)) != MODULE_KIND:
         what = type(module).__name__ if not name else f"{type(module).__name__} ({name!r})"
         raise NemoValueError(f"{what} is not a module; make one with `extract_module`.")
-
-
-def _is_module(config: Any) -> bool:
-    nemo = getattr(config, "nemo", None)
-    return isinstance(nemo, dict) and nemo.get("kind") == MODULE_KIND
 
 
 def _entry(item: _Item, folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 
 from . import slim
 from .collection import INDEX_FILE, list_modules
-from .config import MODULAR_KIND, MODULE_KIND, ModularConfig
+from .config import MODULAR_KIND, MODULE_KIND, ModularConfig, checkpoint_kind
 from .errors import CheckpointError
 from .model_card import kept_neurons
 from .remote import clear_errors
@@ -58,7 +58,7 @@ def describe_checkpoint(
     if config is None:
         raise CheckpointError(f"There is no config.json in {_name(source, subfolder)}: it is no checkpoint.")
     nemo = config.get("nemo")
-    kind = nemo.get("kind") if isinstance(nemo, dict) else None
+    kind = checkpoint_kind(SimpleNamespace(nemo=nemo))
     report = {
         "kind": kind if kind in (MODULAR_KIND, MODULE_KIND) else "plain",
         "class": next(iter(config.get("architectures") or []), None),

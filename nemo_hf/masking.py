@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from .config import MODULAR_KIND, ModularConfig
+from .config import MODULAR_KIND, ModularConfig, checkpoint_kind
 from .errors import NemoRuntimeError, NemoValueError, UnsupportedModelError
 from .layers import GatedBatchNorm2d, MaskedConv1D, MaskedConv2d, MaskedLayer, MaskedLinear, MaskGenerator, MaskState
 from .resolution import MaskableLayer, maskable_layers, resolve_architecture
@@ -233,8 +233,7 @@ def modular_config(model: PreTrainedModel) -> ModularConfig:
 
 def is_modular_checkpoint(config: object) -> bool:
     """Whether a transformers configuration belongs to a modular model (a parent with generators)."""
-    nemo = getattr(config, "nemo", None)
-    return isinstance(nemo, dict) and nemo.get("kind") == MODULAR_KIND
+    return checkpoint_kind(config) == MODULAR_KIND
 
 
 @contextlib.contextmanager

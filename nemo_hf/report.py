@@ -18,9 +18,9 @@ from transformers.utils import cached_file
 
 from .auto import AutoModularModel
 from .errors import CheckpointError, NemoValueError
-from .files import atomic_path
+from .files import atomic_path, finite
 from .module_masks import Label
-from .report_data import describe, finite, measure, page_data, training_panels
+from .report_data import describe, measure, page_data, training_panels
 from .report_plots import check_matplotlib, write_plots
 from .statistics import NeuronStatistics
 

@@ -291,12 +291,3 @@ def training_panels(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def finite(value: Any) -> Any:
-    """The same structure with `None` where a number is not finite, which JSON cannot say."""
-    if isinstance(value, Mapping):
-        return {name: finite(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -26,7 +26,7 @@ from .architectures import (
     FeedForward,
     Part,
 )
-from .config import MODULE_KIND
+from .config import MODULE_KIND, checkpoint_kind
 from .errors import UnsupportedModelError
 
 
@@ -73,8 +73,7 @@ def resolve_architecture(model: nn.Module) -> Architecture:
             f"wrappers."
         )
     model_type, class_name = model.config.model_type, type(model).__name__
-    nemo = getattr(model.config, "nemo", None)
-    if isinstance(nemo, dict) and nemo.get("kind") == MODULE_KIND:
+    if checkpoint_kind(model.config) == MODULE_KIND:
         raise UnsupportedModelError(f"{class_name} is a module already. Masks and further cuts start from its parent.")
     if model_type in UNSUPPORTED:
         raise UnsupportedModelError(f"Models of type {model_type!r} cannot be supported: {UNSUPPORTED[model_type]}.")

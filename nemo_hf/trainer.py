@@ -188,12 +188,9 @@ class ModularTrainer(Trainer):
         self._check_gradient(model, masks)
         terms = self._modular_terms(model, masks, classes)
         self._observe(phase, {"loss_task": task_loss, **terms}, masks, classes)
-        if not model.training:
-            loss = task_loss
-        elif self.accelerator.num_processes > 1:
+        loss = task_loss
+        if model.training:
             loss = of_own_samples(self.accelerator, task_loss, len(classes)) + sum(terms.values())
-        else:
-            loss = task_loss + sum(terms.values())
         return (loss, outputs) if return_outputs else loss
 
     def _modular_terms(

@@ -49,7 +49,10 @@ def test_apply_and_remove_masks_are_exact_inverses(case):
     assert all(".mask_generator." in name for name in set(model.state_dict()) - set(state))
     masked = model(**inputs).logits
     assert torch.equal(masked.argmax(-1), original.argmax(-1))
-    close(masked, original, 0.05)  # gates start at 0.995, give or take
+    if any(isinstance(layer, MaskedConv2d) for layer in model.modules()):
+        close(masked, original, 0.05)  # gates start at 0.995, and no norm behind the last ones undoes it
+    else:
+        torch.testing.assert_close(masked, original, atol=2e-2, rtol=2e-2)
     assert not torch.equal(masked, original)
 
     assert remove_masks(model) is model
@@ -86,7 +89,7 @@ def test_recorded_gates_are_those_that_multiplied_the_outputs(case):
     assert list(gates) == list_maskable_layers(model)
     share = torch.cat([gate.flatten() for gate in gates.values()]).gt(0).float().mean()
     assert 0.1 < share
-    assert share < 0.97 or any(isinstance(layer, MaskedConv2d) for layer in model.modules())
+    assert share < 0.95 or any(isinstance(layer, MaskedConv2d) for layer in model.modules())
     for name, gate in gates.items():
         layer, (layer_input, output) = model.get_submodule(name), seen[name]
         generator = layer.mask_generator
