@@ -4,20 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from . import metrics
+from . import distributed, metrics
 from .auto import AutoModularModel
 from .config import ModularConfig
-from .distributed import gather_samples, global_batch, of_all_processes, of_own_samples
 from .errors import NemoRuntimeError, NemoValueError
 from .groups import check_group_column, check_groups, group_names
 from .labels import as_membership, check_labels
@@ -25,6 +23,7 @@ from .masking import apply_masks, is_masked, masked_layers, modular_config, reco
 from .model_card import check_card, shown_source, write_modular_card
 from .objectives import OBJECTIVES, CompactnessLoss
 from .resolution import resolve_parts
+from .sampler import balanced_sampler, check_sampling
 from .statistics import NeuronStatistics, collect_statistics
 from .training_args import ModularTrainingArguments
 
@@ -88,6 +87,7 @@ class ModularTrainer(Trainer):
             )
         self.modular_config = modular_config
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
+        check_sampling(self.train_dataset, args)
         if args.group_column is not None:
             several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
             for dataset in (self.train_dataset, *several.values()):
@@ -138,7 +138,14 @@ class ModularTrainer(Trainer):
         if self._has_distillation_head and self.args.label_names is None:
             self.label_names = ["labels"]
 
-    # ---- Labels and groups ----
+    # ---- Batches, labels and groups ----
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if self.args.samples_per_label is None:
+            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        # The batch size may have been lowered by `auto_find_batch_size`.
+        return balanced_sampler(dataset, self.args, self._train_batch_size, epoch=lambda: int(self.state.epoch or 0))
 
     def _set_signature_columns_if_needed(self) -> None:
         # The columns that the Trainer leaves in the dataset.
@@ -190,7 +197,7 @@ class ModularTrainer(Trainer):
         self._observe(phase, {"loss_task": task_loss, **terms}, masks, classes)
         loss = task_loss
         if model.training:
-            loss = of_own_samples(self.accelerator, task_loss, len(classes)) + sum(terms.values())
+            loss = distributed.of_own_samples(self.accelerator, task_loss, len(classes)) + sum(terms.values())
         return (loss, outputs) if return_outputs else loss
 
     def _modular_terms(
@@ -199,10 +206,10 @@ class ModularTrainer(Trainer):
         """In training over the samples of all processes, and warming up."""
         several = model.training and self.accelerator.num_processes > 1
         if several:
-            masks, classes = global_batch(self.accelerator, masks, classes)
+            masks, classes = distributed.global_batch(self.accelerator, masks, classes)
         terms = {**self.objective(masks, classes), **self.compactness(masks, classes)}
         if several:
-            terms = {name: of_all_processes(self.accelerator, term) for name, term in terms.items()}
+            terms = {name: distributed.of_all_processes(self.accelerator, term) for name, term in terms.items()}
         return {name: self._warmth() * term for name, term in terms.items()} if model.training else terms
 
     def _warmth(self) -> float:
@@ -275,28 +282,21 @@ class ModularTrainer(Trainer):
         observed = {name: term.detach() for name, term in terms.items()}
         open_neurons = sum((gates > 0).sum() for gates in masks.values())
         observed["neuron_retention"] = open_neurons / (batch_size * neurons)
+        counted = batch_size if phase == "train" else distributed.real_samples(self.accelerator, batch_size)
         if phase == "eval":
             sample_masks = torch.cat([gates > 0 for gates in masks.values()], dim=1)
             observed["cohesion"] = metrics.cohesion(sample_masks, classes)
             observed["coupling"] = metrics.coupling(metrics.class_masks(sample_masks, classes, threshold=0.9)[1])
         for name, value in observed.items():
             known = torch.isfinite(value) if phase == "eval" else torch.ones_like(value, dtype=torch.bool)
-            weight = known * batch_size  # batches without a pair of samples or of classes have no cohesion or coupling
+            weight = known * counted  # batches without a pair of samples or of classes have no cohesion or coupling
             total, count = self._terms[phase].get(name, (0.0, 0.0))
             self._terms[phase][name] = (total + torch.where(known, value, 0) * weight, count + weight)
 
     def _drain(self, phase: str, prefix: str = "") -> dict[str, float]:
         """The means over everything observed since the last call, over all processes."""
         terms, self._terms[phase] = self._terms[phase], {}
-        if not terms:
-            return {}
-        sums = torch.stack([torch.stack([total.float(), count.float()]) for total, count in terms.values()])
-        sums = self.accelerator.reduce(sums, reduction="sum")
-        return {
-            f"{prefix}{name}": total / count
-            for name, (total, count) in zip(terms, sums.tolist(), strict=True)
-            if count
-        }
+        return {f"{prefix}{name}": mean for name, mean in distributed.means_over_processes(terms).items()}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means of the terms to a training log; those of an evaluation are among its metrics already."""
@@ -307,7 +307,7 @@ class ModularTrainer(Trainer):
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Adds the modular terms, `neuron_retention` and the mean batch cohesion and coupling to the metrics."""
         self._terms["eval"] = {}
-        output = super().evaluation_loop(dataloader, description, *args, **kwargs)
+        output = super().evaluation_loop(distributed.fill_up_last_batches(dataloader), description, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         output.metrics.update(self._drain("eval", f"{prefix}_"))
         return output
@@ -357,10 +357,10 @@ class ModularTrainer(Trainer):
         column = self.args.group_column
         return collect_statistics(
             self._unwrapped(self.model),
-            self.get_test_dataloader(dataset),  # that of evaluation may be a cached one, of another dataset
+            distributed.fill_up_last_batches(self.get_test_dataloader(dataset)),  # not a cached one of evaluation
             labels_name="labels" if column is None else column,
             names=None if column is None else group_names(dataset, column),
-            gather=partial(gather_samples, self.accelerator) if self.accelerator.num_processes > 1 else None,
+            gather=self.accelerator.gather_for_metrics if self.accelerator.num_processes > 1 else None,
             seed=self.args.seed,
             disable_tqdm=self.args.disable_tqdm,
         )
