@@ -69,12 +69,11 @@ def means_over_processes(sums: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) 
     Returns:
         `dict[str, float]`: name → mean, for what any process observed.
     """
-    own = (
-        torch.stack([torch.stack([total.float(), count.float()]) for total, count in sums.values()]) if sums else None
-    )
+    pairs = [torch.stack([total.float(), count.float()]) for total, count in sums.values()]
+    own = dict(zip(sums, torch.stack(pairs).tolist(), strict=True)) if sums else {}
     totals: dict[str, list[float]] = {}
-    for observed in gather_object([dict(zip(sums, own.tolist(), strict=True)) if sums else {}]):
-        for name, (total, count) in observed.items():
+    for of_process in gather_object([own]):
+        for name, (total, count) in of_process.items():
             known = totals.setdefault(name, [0.0, 0.0])
             known[0] += total
             known[1] += count

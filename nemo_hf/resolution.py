@@ -76,8 +76,8 @@ def resolve_architecture(model: nn.Module) -> Architecture:
     model_type, class_name = model.config.model_type, type(model).__name__
     if isinstance(model, FSDPModule):
         raise UnsupportedModelError(
-            f"The parameters of this {class_name} are sharded over processes (FSDP), so that its layers can neither be "
-            "masked nor cut. Save it with `trainer.save_model(path)` and go on, in one process, with "
+            f"The parameters of this {class_name} are sharded over processes (FSDP), so that its layers cannot be "
+            "masked or cut. Save it with `trainer.save_model(path)` and go on, in one process, with "
             "`AutoModularModel.from_pretrained(path)`."
         )
     if checkpoint_kind(model.config) == MODULE_KIND:

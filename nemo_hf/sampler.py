@@ -24,8 +24,8 @@ class LabelBalancedSampler(Sampler[int]):
     An order of the samples in which every batch holds at least `samples_per_label` samples of each of its labels.
 
     The samples of a label are shuffled and cut into sets of `samples_per_label`; a last set that is too small is
-    filled up with other samples of the label. A label has no two sets in a batch unless it has more sets than there are
-    batches. So every sample comes at least once in an epoch, few come twice, and every batch is full. The order
+    filled up with other samples of the label. A label has no two sets in a batch, unless it has more sets than there
+    are batches. So every sample comes at least once in an epoch, few come twice, and every batch is full. The order
     depends on the seed and the epoch alone: it is the same in every process and when a training is resumed.
 
     Args:
@@ -96,8 +96,8 @@ class LabelBalancedSampler(Sampler[int]):
 
 def _least_loaded(loads: np.ndarray, number: int, generator: np.random.Generator) -> np.ndarray:
     """
-    The batches that get the sets of a label: each as often as the others, then those with the fewest sets. Loads, which
-    are counted here, never differ by more than one, so that all batches are full in the end.
+    The batches that get the sets of a label: each as often as the others, then those with the fewest sets. `loads`
+    counts them and never differs by more than one between batches, so that all batches are full in the end.
     """
     everywhere, rest = divmod(number, len(loads))
     emptiest = np.lexsort((generator.random(len(loads)), loads))[:rest]
@@ -110,8 +110,8 @@ def balanced_sampler(
     dataset: Any, args: ModularTrainingArguments, batch_size: int, epoch: Callable[[], int]
 ) -> LabelBalancedSampler:
     """
-    The sampler that `args.samples_per_label` asks for. Of a `datasets.Dataset` only the column of labels, or groups, is
-    read; other datasets are read once.
+    The sampler that `args.samples_per_label` asks for. Of a `datasets.Dataset` only the column of labels, or groups,
+    is read; other datasets are read once.
 
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: if a sample has not one integer as its label or group.

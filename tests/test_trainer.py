@@ -319,6 +319,11 @@ def test_other_arguments_and_other_configs_are_refused(tmp_path):
         ({"modular_warmup_ratio": 1.5}, r"must be in \[0, 1\], got 1.5"),
         ({"target_retention": 0.0}, r"must be in \(0, 1\], got 0.0"),
         ({"target_retention": 1.1}, r"must be in \(0, 1\], got 1.1"),
+        ({"samples_per_label": 1}, "samples_per_label must be 2 or more, so that samples have partners, got 1"),
+        (
+            {"samples_per_label": 2, "train_sampling_strategy": "sequential"},
+            "samples_per_label=2 and train_sampling_strategy='sequential' both choose the order",
+        ),
     ],
     ids=str,
 )
@@ -329,7 +334,7 @@ def test_argument_values_are_checked(options, text, tmp_path):
 
 def test_arguments_parse_from_the_command_line_and_have_help(tmp_path):
     own = {"objective": "nemo", "alpha": 0.25, "temperature": 0.5, "compactness": 2.0, "target_retention": 0.3}
-    own |= {"mask_learning_rate": 0.01, "group_column": "domain", "modular_warmup_ratio": 0.75}
+    own |= {"mask_learning_rate": 0.01, "group_column": "domain", "modular_warmup_ratio": 0.75, "samples_per_label": 4}
     command = [part for name, value in own.items() for part in (f"--{name}", str(value))]
     parser = HfArgumentParser(ModularTrainingArguments)
     (args,) = parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--use_cpu", "true", *command])
