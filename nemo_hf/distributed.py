@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard
-from accelerate.utils import gather_object
 
 
 def global_batch(
@@ -56,28 +55,6 @@ def of_own_samples(accelerator: Accelerator, term: torch.Tensor, batch_size: int
     """A mean over the samples of this process, weighted so that the average over processes is that over samples."""
     sizes = batch_sizes(accelerator, batch_size, term.device)
     return term * (batch_size * len(sizes) / sum(sizes))
-
-
-def means_over_processes(sums: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
-    """
-    Means of observed values over the samples of all processes.
-
-    Args:
-        sums (`Mapping[str, tuple[torch.Tensor, torch.Tensor]]`): name → sum over samples and number of samples, both
-            scalars. A process that saw no batch has no names.
-
-    Returns:
-        `dict[str, float]`: name → mean, for what any process observed.
-    """
-    pairs = [torch.stack([total.float(), count.float()]) for total, count in sums.values()]
-    own = dict(zip(sums, torch.stack(pairs).tolist(), strict=True)) if sums else {}
-    totals: dict[str, list[float]] = {}
-    for of_process in gather_object([own]):
-        for name, (total, count) in of_process.items():
-            known = totals.setdefault(name, [0.0, 0.0])
-            known[0] += total
-            known[1] += count
-    return {name: total / count for name, (total, count) in totals.items() if count}
 
 
 def fill_up_last_batches(dataloader: Any) -> Any:
