@@ -158,7 +158,6 @@ class ModularTrainer(Trainer):
         if self.args.samples_per_label is None:
             return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        # The batch size may have been lowered by `auto_find_batch_size`.
         return balanced_sampler(dataset, self.args, self._train_batch_size, epoch=lambda: int(self.state.epoch or 0))
 
     def _set_signature_columns_if_needed(self) -> None:

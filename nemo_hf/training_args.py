@@ -145,6 +145,11 @@ class ModularTrainingArguments(TrainingArguments):
                 f"samples_per_label={self.samples_per_label} and train_sampling_strategy="
                 f"{self.train_sampling_strategy!r} both choose the order of the samples. Leave one of them out."
             )
+        if self.samples_per_label is not None and self.auto_find_batch_size:
+            raise NemoValueError(
+                f"auto_find_batch_size tries batch sizes that samples_per_label={self.samples_per_label} does not "
+                "divide. Leave one of them out."
+            )
 
     def modular_arguments(self) -> dict[str, Any]:
         """The arguments that `TrainingArguments` does not have, by name."""

@@ -378,6 +378,7 @@ def test_other_arguments_and_other_configs_are_refused(tmp_path):
             {"samples_per_label": 2, "train_sampling_strategy": "sequential"},
             "samples_per_label=2 and train_sampling_strategy='sequential' both choose the order",
         ),
+        ({"samples_per_label": 2, "auto_find_batch_size": True}, "auto_find_batch_size tries batch sizes that"),
     ],
     ids=str,
 )
