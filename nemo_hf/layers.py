@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from .errors import NemoRuntimeError, NemoValueError
@@ -107,6 +108,30 @@ class _StraightThroughStep(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         (logits,) = ctx.saved_tensors
         return grad * (1 - torch.tanh(logits).square())
+
+
+class _Gated(torch.autograd.Function):
+    """
+    `outputs · gates`, gates broadcast, for a product that the next operation remembers: the gradient of a gate is
+    `Σ grad · outputs = Σ grad · product / gate`, so that the outputs themselves need not be remembered too. For soft
+    gates: a closed one gets no gradient, which the ReLU that closed it would stop anyway.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, outputs: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        product = outputs * gates
+        ctx.save_for_backward(product, gates)
+        return product
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        product, gates = ctx.saved_tensors
+        broadcast = [dim for dim, size in enumerate(gates.shape) if size != product.shape[dim]]
+        grad_gates = grad * product
+        if broadcast:
+            grad_gates = grad_gates.sum(broadcast, keepdim=True)
+        return grad * gates, torch.where(gates > 0, grad_gates / gates, 0)
 
 
 class MaskGenerator(nn.Module):
@@ -213,11 +238,19 @@ class MaskedLayer(nn.Module):
 
 
 class _MaskedTokenLayer(MaskedLayer):
-    """A masked layer whose neurons are the last dimension of its output."""
+    """
+    A masked layer whose neurons are the last dimension of its output.
 
-    def __init__(self, *args: Any, windowed: bool = False):
+    Args:
+        windowed (`bool`, *optional*, defaults to `False`): whether its inputs are windows of the samples.
+        remembered (`bool`, *optional*, defaults to `False`): whether what follows remembers its input for the backward
+            pass, so that the masked layer can use that instead of an activation of its own.
+    """
+
+    def __init__(self, *args: Any, windowed: bool = False, remembered: bool = False):
         super().__init__(*args)
         self.windowed = windowed
+        self.remembered = remembered
 
     def mean(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.mask_state.token_mean(inputs, self.windowed)
@@ -231,11 +264,13 @@ class _MaskedTokenLayer(MaskedLayer):
             if self.windowed:
                 gates = gates.repeat_interleave(inputs.shape[0] // gates.shape[0], dim=0)
             gates = gates.view(gates.shape[0], *[1] * (outputs.dim() - 2), -1)
+        if self.remembered and gates.requires_grad and self.mask_generator.gate == "soft":
+            return _Gated.apply(outputs, gates)
         return outputs * gates
 
 
 class MaskedLinear(_MaskedTokenLayer, nn.Linear):
-    """A masked linear layer; see [`MaskedLayer`]. With `windowed`, its inputs are windows of the samples."""
+    """A masked linear layer; see [`MaskedLayer`]."""
 
 
 class MaskedConv1D(_MaskedTokenLayer, Conv1D):
@@ -333,6 +368,6 @@ def _plain_again(layer: nn.Module, plain_class: type[nn.Module]) -> nn.Module:
     plain = plain_class.__new__(plain_class)
     _take_over(plain, layer)
     plain._modules.pop("mask_generator", None)
-    for name in ("plain_class", "layer_name", "mask_state", "windowed", "norm"):
+    for name in ("plain_class", "layer_name", "mask_state", "windowed", "remembered", "norm"):
         plain.__dict__.pop(name, None)
     return plain

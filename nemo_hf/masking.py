@@ -75,7 +75,8 @@ def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> 
         )
     encoder = model.get_submodule(resolve_architecture(model).encoder)
     forward_arguments = list(inspect.signature(encoder.forward).parameters)
-    state = MaskState(forward_arguments.index("attention_mask") if "attention_mask" in forward_arguments else None)
+    position = forward_arguments.index("attention_mask") if "attention_mask" in forward_arguments else None
+    state = MaskState(position)
     for layer in layers:
         _mask_layer(model, layer, config, state)
         state.layers.append(layer.name)
@@ -355,7 +356,8 @@ def _mask_layer(model: nn.Module, layer: MaskableLayer, config: ModularConfig, s
         masked = MaskedConv2d(plain, layer.name, state, generator, norm=layer.norm)
     else:
         masked_class = MaskedConv1D if isinstance(plain, Conv1D) else MaskedLinear
-        masked = masked_class(plain, layer.name, state, generator, windowed=layer.windowed)
+        options = {"windowed": layer.windowed, "remembered": layer.remembered}
+        masked = masked_class(plain, layer.name, state, generator, **options)
     _replace(model, layer.name, masked)
     if layer.norm is not None:
         _replace(model, layer.norm, GatedBatchNorm2d(model.get_submodule(layer.norm), layer.norm, state))
