@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -24,7 +23,7 @@ OPEN_NOISE = 0.1
 class MaskState:
     """
     What the masked layers of one model share during a forward pass: which tokens are real, where gates are recorded,
-    and gates that are held constant.
+    gates that are held constant, and which samples share their gates.
 
     A pre-hook of the model (or of its encoder, where only that sees the mask over tokens) fills in the tokens; they
     stay until the next forward pass, because gradient checkpointing computes gates again during the backward pass.
@@ -43,6 +42,8 @@ class MaskState:
         self.on_the_way: dict[str, torch.Tensor] = {}  # gates of convolutions that wait for the norm behind them
         self.recorded: dict[str, torch.Tensor] | None = None
         self.held: dict[str, torch.Tensor] | None = None
+        self.mixing: tuple[float, int] | None = None  # share of the samples, largest number of samples that share
+        self.mixture: torch.Tensor | None = None  # (batch_size, batch_size), each row sums to one
 
     def before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: remember which tokens of this batch are real, and start a new record."""
@@ -55,7 +56,9 @@ class MaskState:
                 f"got shape {tuple(mask.shape)}."
             )
         self.token_weights = None if mask is None else (mask / mask.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(1)
-        self.batch_size = _batch_size((*args, *kwargs.values()))
+        first = next((x for x in (*args, *kwargs.values()) if torch.is_tensor(x) and x.dim()), None)
+        self.batch_size = 0 if first is None else len(first)
+        self.mixture = None if self.mixing is None else draw_mixture(self.batch_size, *self.mixing, first.device)
         self.on_the_way.clear()
         if self.recorded is not None:
             self.recorded.clear()
@@ -92,8 +95,20 @@ class MaskState:
             self.recorded[name] = gates
 
 
-def _batch_size(inputs: Iterable[Any]) -> int:
-    return next((value.shape[0] for value in inputs if torch.is_tensor(value) and value.dim()), 0)
+def draw_mixture(batch_size: int, ratio: float, largest: int, device: torch.device) -> torch.Tensor:
+    """
+    Which samples share their gates: a share `ratio` of them take the mean over themselves and some random others, from
+    two samples up to `largest` in all; the rest keep their own.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, batch_size)`: weights; each row sums to one.
+    """
+    numbers = torch.randint(2, max(2, largest) + 1, (batch_size,), device=device)
+    mixed = torch.rand(batch_size, device=device) < ratio
+    numbers = torch.where(mixed, numbers, 1).clamp(max=batch_size)
+    order = torch.rand(batch_size, batch_size, device=device).fill_diagonal_(-1)  # oneself first, then random others
+    chosen = order.argsort(1).argsort(1) < numbers[:, None]
+    return chosen / numbers[:, None]
 
 
 class _StraightThroughStep(torch.autograd.Function):
@@ -226,7 +241,7 @@ class MaskedLayer(nn.Module):
             return None
         gates = self.mask_generator(self.mean(inputs))
         state.record(self.layer_name, gates)
-        return gates
+        return gates if state.mixture is None else state.mixture.to(gates.dtype) @ gates
 
     def mean(self, inputs: torch.Tensor) -> torch.Tensor:
         """The mean input of every sample, of shape `(batch_size, in_features)`."""

@@ -274,8 +274,9 @@ def record_masks(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
         model (`nn.Module`): a modular model.
 
     Yields:
-        `dict[str, torch.Tensor]`: for every masked layer the very gates that multiplied its outputs, of shape
-        `(batch_size, num_neurons)`, attached to the graph. Filled by the forward pass; a further pass replaces it.
+        `dict[str, torch.Tensor]`: for every masked layer the very gates that multiplied its outputs (or that
+        [`mix_gates`] mixed), of shape `(batch_size, num_neurons)`, attached to the graph. Filled by the forward pass;
+        a further pass replaces it.
 
     Raises:
         [`~nemo_hf.errors.NemoRuntimeError`]: on leaving, if the model ran but some masked layers were never called.
@@ -302,6 +303,26 @@ def record_masks(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
             f"The forward pass never called {len(silent)} masked layers, so their masks do nothing: "
             f"{', '.join(silent[:4])}{', …' if len(silent) > 4 else ''}. Exclude them with `target_modules`."
         )
+
+
+@contextlib.contextmanager
+def mix_gates(model: nn.Module, ratio: float, largest: int) -> Iterator[None]:
+    """
+    Let samples of a batch share their gates in the forward pass that runs inside the context: a share of them is
+    multiplied by the mean gates of several random samples, as the samples of a module for several labels are. What
+    [`record_masks`] yields are the gates of each sample itself.
+
+    Args:
+        model (`nn.Module`): a modular model.
+        ratio (`float`): share of the samples, in [0, 1].
+        largest (`int`): at most so many samples share, from two up.
+    """
+    state = mask_state(model)
+    state.mixing = (ratio, largest) if ratio else None
+    try:
+        yield
+    finally:
+        state.mixing = None
 
 
 @contextlib.contextmanager
