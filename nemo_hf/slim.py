@@ -48,7 +48,7 @@ class _Scatter(nn.Module):
     def scatter(self, kept: torch.Tensor) -> torch.Tensor:
         shape = list(kept.shape)
         shape[self.dim] = self.width
-        return kept.new_zeros(shape).index_copy(self.dim, self.index, kept)
+        return kept.new_zeros(shape).index_copy_(self.dim, self.index, kept)
 
     def extra_repr(self) -> str:
         return f"width={self.width}"
