@@ -164,23 +164,40 @@ def retention(masks: torch.Tensor) -> torch.Tensor:
     return masks.float().mean()
 
 
-def count_parameters(model: nn.Module, linear_only: bool = False, generators: bool = True) -> int:
+def parameter_names(model: nn.Module, linear_only: bool = False, generators: bool = True) -> set[str]:
     """
-    Number of parameters, shared ones once.
+    The parameters that count in the size of a model, shared ones once.
 
     Args:
         model (`nn.Module`): any model.
-        linear_only (`bool`, *optional*, defaults to `False`): count the weights and biases of linear layers and
-            convolutions only; not embeddings, norms and the like.
-        generators (`bool`, *optional*, defaults to `True`): count the mask generators of a modular model as well.
+        linear_only (`bool`, *optional*, defaults to `False`): weights and biases of linear layers and convolutions
+            only; not embeddings, norms and the like.
+        generators (`bool`, *optional*, defaults to `True`): the mask generators of a modular model as well.
 
     Returns:
-        `int`: the number.
+        `set[str]`: names as in `model.named_parameters()`.
     """
-    owners = [layer for layer in model.modules() if isinstance(layer, LINEAR_LAYERS)] if linear_only else [model]
-    skipped = set() if generators else {id(p) for name, p in model.named_parameters() if ".mask_generator." in name}
-    found = {id(p): p.numel() for owner in owners for p in owner.parameters() if id(p) not in skipped}
-    return sum(found.values())
+    names = {name for name, _ in model.named_parameters() if generators or ".mask_generator." not in name}
+    if not linear_only:
+        return names
+    layers = [layer for layer in model.modules() if isinstance(layer, LINEAR_LAYERS)]
+    linear = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    return {name for name in names if id(model.get_parameter(name)) in linear}
+
+
+def count_parameters(model: nn.Module, linear_only: bool = False, generators: bool = True) -> int:
+    """
+    Number of parameters.
+
+    Args:
+        model (`nn.Module`): any model.
+        linear_only (`bool`, *optional*, defaults to `False`): see [`parameter_names`].
+        generators (`bool`, *optional*, defaults to `True`): see [`parameter_names`].
+
+    Returns:
+        `int`: the number, shared parameters once.
+    """
+    return sum(model.get_parameter(name).numel() for name in parameter_names(model, linear_only, generators))
 
 
 def parameter_retention(module: nn.Module, parent: nn.Module, linear_only: bool = False) -> float:
