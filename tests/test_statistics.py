@@ -207,6 +207,20 @@ def test_save_and_load_are_inverse(data, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["neuron_statistics.safetensors"]
 
 
+def test_files_with_a_row_of_slots_for_every_label_are_read(data, tmp_path):
+    statistics = collected(*data)
+    statistics.save_pretrained(tmp_path)
+    path = tmp_path / "neuron_statistics.safetensors"
+    tensors, description = files.read_tensors(tmp_path, path.name)
+    del description["reservoir_samples"]
+    labels = tensors.pop("reservoir_labels").long()
+    slots = torch.arange(50)  # more than any label has samples
+    keys, bits = torch.full((5, 50), float("inf"), dtype=torch.float64), torch.zeros(5, 50, 3, dtype=torch.uint8)
+    keys[labels, slots], bits[labels, slots] = tensors["reservoir_keys"], tensors["reservoir_bits"]
+    files.write_tensors(path, {**tensors, "reservoir_keys": keys, "reservoir_bits": bits}, description)
+    assert kept_samples(NeuronStatistics.from_pretrained(tmp_path)) == kept_samples(statistics)
+
+
 def test_damaged_files_are_refused(data, tmp_path):
     with pytest.raises(CheckpointError, match=r"There is no neuron_statistics.safetensors in .*collect_statistics"):
         NeuronStatistics.from_pretrained(tmp_path)
@@ -222,6 +236,16 @@ def test_damaged_files_are_refused(data, tmp_path):
     files.write_tensors(path, tensors, {"labels": LABELS, "layers": LAYERS})
     with pytest.raises(CheckpointError, match=r"is damaged \(.*num_samples has shape \(3,\)"):
         NeuronStatistics.from_pretrained(tmp_path)
+    statistics.save_pretrained(tmp_path)
+    good, description = files.read_tensors(tmp_path, path.name)
+    for name, value in (
+        ("reservoir_bits", good["reservoir_bits"][:, :1]),
+        ("reservoir_keys", good["reservoir_keys"][1:]),
+        ("reservoir_labels", good["reservoir_labels"] + 3),
+    ):
+        files.write_tensors(path, {**good, name: value.clone()}, description)
+        with pytest.raises(CheckpointError, match="is damaged .*the reservoir has"):
+            NeuronStatistics.from_pretrained(tmp_path)
     files.write_tensors(path, tensors, {"labels": LABELS})
     with pytest.raises(CheckpointError, match=r"is damaged \(KeyError\('layers'\)"):
         NeuronStatistics.from_pretrained(tmp_path)
