@@ -61,7 +61,7 @@ def test_batches_give_what_all_samples_give(metric):
         ([0, 1], [5, 6], [7, 3], r"No sample has one of the module's labels: references are \[5, 6\]"),
         ([0], [7], [7, 7], r"different label ids of the parent, got \[7, 7\]"),
         ([0], [7], [], "different label ids of the parent"),
-        ([[0.1, 0.2, 0.7]], [7], [7, 3], "2 labels have as many columns, got 3"),
+        ([[0.1, 0.2, 0.7]], [7], [7, 3], "2 labels have as many columns; got 3"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(metric, predictions, references, label_ids, text):

@@ -76,7 +76,8 @@ class ModuleAccuracy(evaluate.Metric):
         if predictions.ndim == 2:
             if predictions.shape[1] != len(label_ids):
                 raise ValueError(
-                    f"Logits of a module with {len(label_ids)} labels have as many columns, got {predictions.shape[1]}."
+                    f"Logits of a module with {len(label_ids)} labels have as many columns; got "
+                    f"{predictions.shape[1]}."
                 )
             predictions = predictions.argmax(axis=1)
         if ((predictions < 0) | (predictions >= len(label_ids))).any():
