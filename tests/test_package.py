@@ -12,7 +12,18 @@ import nemo_hf
 
 FLOORS = [
     {"errors", "config", "distributed", "labels", "groups", "slim"},
-    {"metrics", "files", "architectures", "layers", "objectives", "slicing", "collection", "readme", "remote"},
+    {
+        "metrics",
+        "files",
+        "architectures",
+        "layers",
+        "objectives",
+        "slicing",
+        "collection",
+        "readme",
+        "remote",
+        "reservoir",
+    },
     {"families", "resolution", "training_args", "module_masks", "model_card"},
     {"cutting", "masking", "schedules", "term_averages"},
     {"stock", "statistics", "auto"},
