@@ -25,7 +25,7 @@ FLOORS = [
         "reservoir",
     },
     {"families", "resolution", "training_args", "module_masks", "model_card"},
-    {"cutting", "masking", "schedules", "term_averages"},
+    {"cutting", "masking", "sampler", "schedules", "term_averages"},
     {"stock", "statistics", "auto"},
     {"extraction", "trainer", "tasks", "hub", "inspection", "report_plots"},
     {"demo", "report_data"},
