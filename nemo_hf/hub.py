@@ -22,6 +22,7 @@ from .auto import model_class
 from .collection import INDEX_FILE, ModuleEntry, choose_folders, entry_dict, read_entries, read_index, write_index
 from .config import MODULE_KIND, checkpoint_kind
 from .errors import CheckpointError, NemoValueError
+from .files import clear_write_errors
 from .metrics import count_parameters
 from .model_card import (
     PROCESSORS,
@@ -67,7 +68,8 @@ def save_module(
 
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: if the model is not a module.
-        [`~nemo_hf.errors.CheckpointError`]: if the metadata of the card that is there cannot be read.
+        [`~nemo_hf.errors.CheckpointError`]: if the metadata of the card that is there cannot be read, or the folder
+            cannot be written.
 
     Example:
 
@@ -79,7 +81,8 @@ def save_module(
     if kwargs.get("push_to_hub"):
         raise NemoValueError("save_module writes to a folder only. Push with `push_modules(repo_id, module)`.")
     where = os.path.join(save_directory, "README.md")
-    _save(module, Path(save_directory), processing_class, plain_metrics(metrics or {}), card, where, **kwargs)
+    with clear_write_errors(save_directory):
+        _save(module, Path(save_directory), processing_class, plain_metrics(metrics or {}), card, where, **kwargs)
 
 
 def push_modules(
@@ -127,7 +130,7 @@ def push_modules(
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: for anything that is not a module, or two modules of one name.
         [`~nemo_hf.errors.CheckpointError`]: if the index or a card in the repository is damaged, someone else pushed
-            at the same time, or the connection broke.
+            at the same time, the connection broke, or the disk is full.
 
     Example:
 
@@ -149,11 +152,12 @@ def push_modules(
     remote = Remote.open(repo_id, private, token, revision, create_pr)
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary) / "repository"
-        root.mkdir()
-        if is_single:
-            folders = [_place(remote, root, "", items[""])]
-        else:
-            folders = _place_collection(remote, root, items, dataset)
+        with clear_write_errors(root):
+            root.mkdir()
+            if is_single:
+                folders = [_place(remote, root, "", items[""])]
+            else:
+                folders = _place_collection(remote, root, items, dataset)
         stale = {path for folder in folders for path in _stale(remote, root, folder)}
         message = commit_message or f"Upload {len(named)} module{'s' if len(named) > 1 else ''} with nemo_hf"
         return remote.push(root, stale, message, create_pr)

@@ -87,7 +87,6 @@ def write_report(
     figures = finite(figures)
     panels = training_panels(log_history)
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
     plots = write_plots(figures, panels, output)
     _write(output / "report.json", json.dumps({**figures, "log_history": finite(log_history)}, indent=1) + "\n")
     _write(output / "report.md", markdown(figures, plots))

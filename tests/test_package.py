@@ -13,7 +13,7 @@ import nemo_hf
 FLOORS = [
     {"errors", "config", "distributed", "labels", "groups", "slim"},
     {"metrics", "files", "architectures", "layers", "objectives", "slicing", "collection", "readme", "remote"},
-    {"families", "resolution", "training_args", "module_masks", "model_card"},
+    {"families", "resolution", "training_args", "module_masks", "model_card", "checkpoints"},
     {"cutting", "masking"},
     {"stock", "statistics", "auto"},
     {"extraction", "trainer", "tasks", "hub", "inspection", "report_plots"},
