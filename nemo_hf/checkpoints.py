@@ -96,5 +96,5 @@ def writing_checkpoint(trainer: Trainer, trial: Any) -> Iterator[None]:
         if trainer.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
         last = _last_complete(folder.parent)
-        state = f"{last} is complete: resume_from_checkpoint=True continues there." if last else "It was the first one."
+        state = f"{last} is complete: resume_from_checkpoint=True continues there." if last else "It is the first one."
         raise write_error(folder, error, state) from error

@@ -2,6 +2,10 @@
 """A training in a process of its own that can be killed at any moment and continues where it was."""
 
 import multiprocessing
+import multiprocessing.forkserver
+import os
+import sys
+from unittest import mock
 
 from models import BERT, Samples, arguments
 from transformers import TrainerCallback
@@ -11,9 +15,8 @@ from nemo_hf.checkpoints import is_complete
 
 
 STEPS, SAVE_STEPS = 40, 2
-# Processes start from one that has imported everything.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
+CONTEXT.set_forkserver_preload([__name__])  # processes start from one that has imported everything
 
 
 class _Progress(TrainerCallback):
@@ -40,6 +43,9 @@ def train(output_dir, step):
 
 def start(output_dir):
     """The process, and its current step as a shared value, -1 before the first."""
+    # Python 3.11 finds what it shall preload on the path of the environment only.
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        multiprocessing.forkserver.ensure_running()
     step = CONTEXT.Value("i", -1)
     process = CONTEXT.Process(target=train, args=(output_dir, step))
     process.start()
