@@ -111,7 +111,7 @@ def read_tensors(
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {})["nemo"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or was not written by nemo_hf ({error}).") from error
     if not isinstance(description, dict) or not isinstance(description.get("format"), int):
         raise CheckpointError(f"{path} is damaged or was not written by nemo_hf (no description).")

@@ -15,10 +15,9 @@ from typing import Any
 
 import transformers
 from huggingface_hub import CommitInfo, ModelCardData
-from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from .auto import model_class
+from .auto import clear_loading_errors, load_config, model_class
 from .collection import INDEX_FILE, ModuleEntry, choose_folders, entry_dict, read_entries, read_index, write_index
 from .config import MODULE_KIND, checkpoint_kind
 from .errors import CheckpointError, NemoValueError
@@ -211,20 +210,21 @@ def _item(name: str, module: Module, **given: Any) -> _Item:
     folder, card = Path(module), Path(module) / "README.md"
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} holds no module: there is no config.json. `save_module` writes one.")
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(folder)
     if checkpoint_kind(config) != MODULE_KIND:
         raise CheckpointError(f"{folder} holds no module, but another model. Cut modules with `extract_module`.")
-    try:
+    with clear_loading_errors(folder):
         loaded = model_class(config, str(folder)).from_pretrained(folder)
-    except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"The weights of {folder} are damaged: {error}.") from error
     given["processing_class"] = given["processing_class"] or _saved_processor(folder, loaded)
     text = read_text(card)
     if text is None:
         return _Item(loaded, **given)
     data = parse_card(text, str(card)).data
     if has_section(text):  # results without our card may be of the module before it was fine-tuned
-        given["metrics"] = given["metrics"] or config.nemo.get("metrics", {})
+        stored = config.nemo.get("metrics", {})
+        if not isinstance(stored, dict):
+            raise CheckpointError(f"The config of {folder} is damaged: its metrics are {stored!r:.80}, no table.")
+        given["metrics"] = given["metrics"] or stored
     given["base_model"] = given["base_model"] or next(iter(as_list(data.base_model)), None)
     given["dataset"] = given["dataset"] or next(iter(as_list(data.datasets)), None)
     return _Item(loaded, **given, card=text.encode())

@@ -111,7 +111,7 @@ def read_log_history(checkpoint: str | os.PathLike, **hub_kwargs: Any) -> list[d
         history = json.loads(Path(path).read_text())["log_history"]
         if not all(isinstance(logs, dict) for logs in history):
             raise ValueError("log_history must be a list of dictionaries")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error!r}). Remove it for a report without training curves."
         ) from error

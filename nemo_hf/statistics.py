@@ -199,7 +199,10 @@ class NeuronStatistics:
         tensors, description = read_tensors(source, STATISTICS_FILE, **hub_kwargs)
         try:
             grouped_by = description.get("grouped_by")  # files of older versions are by label
-            statistics = cls(description["labels"], description["layers"], grouped_by=grouped_by)
+            labels, layers = description["labels"], description["layers"]
+            if tensors["open_counts"].shape != (len(labels), sum(layers.values())) or min(layers.values()) < 1:
+                raise ValueError("counts and layers do not fit")  # before memory is taken for what the text claims
+            statistics = cls(labels, layers, grouped_by=grouped_by)
             for name in ("num_samples", "open_counts", "gate_sums"):
                 if tensors[name].shape != getattr(statistics, name).shape:
                     raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}")

@@ -65,7 +65,15 @@ class Watch:
     of these are failures of a loader, whatever it raises.
     """
 
-    FORBIDDEN = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "socket.")
+    FORBIDDEN = ("os.system", "os.exec", "os.fork", "os.posix", "subprocess.Popen", "pickle.find_class", "socket.")
+        "os.system",
+        "os.exec",
+        "os.fork",
+        "os.posix_spawn",
+        "subprocess.Popen",
+        "pickle.find_class",
+        "socket.",
+    )
 
     def __init__(self):
         self.folder = self.found = None
