@@ -66,14 +66,6 @@ class Watch:
     """
 
     FORBIDDEN = ("os.system", "os.exec", "os.fork", "os.posix", "subprocess.Popen", "pickle.find_class", "socket.")
-        "os.system",
-        "os.exec",
-        "os.fork",
-        "os.posix_spawn",
-        "subprocess.Popen",
-        "pickle.find_class",
-        "socket.",
-    )
 
     def __init__(self):
         self.folder = self.found = None
