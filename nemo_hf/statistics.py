@@ -215,9 +215,12 @@ class NeuronStatistics:
         """
         tensors, description = read_tensors(source, STATISTICS_FILE, **hub_kwargs)
         try:
+            labels, layers = description["labels"], description["layers"]
+            if tensors["open_counts"].shape != (len(labels), sum(layers.values())) or min(layers.values()) < 1:
+                raise ValueError("counts and layers do not fit")  # before memory is taken for what the text claims
             statistics = cls(
-                description["labels"],
-                description["layers"],
+                labels,
+                layers,
                 grouped_by=description.get("grouped_by"),  # files of older versions are by label, and of gates
                 reservoir_samples=description.get("reservoir_samples", 200),
                 activations=description.get("activations", False),

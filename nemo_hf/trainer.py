@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
 from . import distributed
 from .auto import AutoModularModel
+from .checkpoints import resumable_checkpoint, writing_checkpoint
 from .config import ModularConfig
 from .errors import NemoRuntimeError, NemoValueError
 from .groups import check_group_column, check_groups, group_names
@@ -360,6 +361,14 @@ class ModularTrainer(Trainer):
         )
 
     # ---- Checkpoints ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """That of transformers; `resume_from_checkpoint=True` takes the last checkpoint that was written whole."""
+        return super().train(resumable_checkpoint(resume_from_checkpoint, self.args.output_dir), *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with writing_checkpoint(self, trial):
+            super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # Checkpoints of ViT and others carry other names than the live parameters. `Trainer` reads the file by the

@@ -24,7 +24,7 @@ FLOORS = [
         "remote",
         "reservoir",
     },
-    {"families", "resolution", "training_args", "module_masks", "model_card"},
+    {"families", "resolution", "training_args", "module_masks", "model_card", "checkpoints"},
     {"cutting", "masking", "sampler", "schedules", "term_averages"},
     {"stock", "statistics", "auto"},
     {"extraction", "trainer", "tasks", "hub", "inspection", "report_plots"},
