@@ -15,7 +15,7 @@ FLOORS = [
     {"metrics", "files", "architectures", "layers", "objectives", "slicing", "collection", "readme", "remote"},
     {"families", "resolution", "training_args", "module_masks", "model_card"},
     {"cutting", "masking"},
-    {"stock", "statistics", "auto"},
+    {"stock", "statistics", "mask_learning", "auto"},
     {"extraction", "trainer", "tasks", "hub", "inspection", "report_plots"},
     {"demo", "report_data"},
     {"report"},
