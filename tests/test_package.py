@@ -26,7 +26,7 @@ FLOORS = [
     },
     {"families", "resolution", "training_args", "module_masks", "model_card", "checkpoints"},
     {"cutting", "masking", "sampler", "schedules", "term_averages"},
-    {"stock", "statistics", "auto"},
+    {"stock", "statistics", "mask_learning", "auto"},
     {"extraction", "trainer", "tasks", "hub", "inspection", "report_plots"},
     {"demo", "report_data"},
     {"report"},
