@@ -14,6 +14,7 @@ from .hub import push_modules, save_module
 from .masking import apply_masks, hold_gates, list_maskable_layers, record_masks, remove_masks
 from .module_masks import ModuleMasks, NeuronMask
 from .report import write_report
+from .schedules import ModularSchedule
 from .statistics import NeuronStatistics, collect_statistics
 from .trainer import ModularTrainer
 from .training_args import ModularTrainingArguments
@@ -30,6 +31,7 @@ __all__ = [
     "Convolution",
     "FeedForward",
     "ModularConfig",
+    "ModularSchedule",
     "ModularTrainer",
     "ModularTrainingArguments",
     "ModuleEntry",

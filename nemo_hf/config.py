@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -38,9 +39,13 @@ class ModularConfig:
         generator_init (`"open"` or `"paper"`, *optional*, defaults to `"open"`):
             `"open"` starts with every gate near one and a little noise, so that a pretrained model starts from its own
             accuracy. `"paper"` is the initialisation of the reference: Kaiming-normal weights, biases one.
-        gate (`"soft"` or `"hard"`, *optional*, defaults to `"soft"`):
+        gate (`"soft"`, `"hard"` or `"activation"`, *optional*, defaults to `"soft"`):
             `"soft"` gates are `relu(tanh(g))`; `"hard"` gates are 0 or 1 in the forward pass, with a straight-through
-            gradient.
+            gradient. `"activation"` has no generators and changes no output: what counts as the gate of a neuron is
+            the mean magnitude of its activations (MODA). Only layers with an activation of their own are then masked.
+        activation_threshold (`float` or `None`, *optional*):
+            For `gate="activation"`: mean magnitude from which a neuron counts as active. `None` takes 0 behind a ReLU,
+            which has exact zeros, and 0.05 behind other activations.
 
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: if a value is outside its range.
@@ -58,7 +63,8 @@ class ModularConfig:
     skip_first_blocks: int = 1
     generator_hidden_size: int | None = 16
     generator_init: Literal["open", "paper"] = "open"
-    gate: Literal["soft", "hard"] = "soft"
+    gate: Literal["soft", "hard", "activation"] = "soft"
+    activation_threshold: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.target_modules, str):
@@ -82,9 +88,12 @@ class ModularConfig:
             raise NemoValueError(
                 f"generator_hidden_size must be an integer from 1 up, or None for the paper's width, got {width!r}."
             )
-        for name, choices in (("generator_init", ("open", "paper")), ("gate", ("soft", "hard"))):
+        for name, choices in (("generator_init", ("open", "paper")), ("gate", ("soft", "hard", "activation"))):
             if getattr(self, name) not in choices:
                 raise NemoValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        threshold = self.activation_threshold
+        if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold < math.inf):
+            raise NemoValueError(f"activation_threshold must be a number from 0 up, or None, got {threshold!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """The dictionary that travels as `config.nemo` of a modular model."""

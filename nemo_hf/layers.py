@@ -178,10 +178,11 @@ class MaskedLayer(nn.Module):
         layer (`nn.Module`): the layer to replace.
         name (`str`): its name in the model, the key under which its gates are recorded.
         state ([`MaskState`]): shared by the masked layers of the model.
-        mask_generator ([`MaskGenerator`]): computes the gates.
+        mask_generator ([`MaskGenerator`], *optional*): computes the gates. Without one the outputs stay as they are,
+            unless gates are held constant; an [`ActivationRecorder`] then records what the neurons do.
     """
 
-    def __init__(self, layer: nn.Module, name: str, state: MaskState, mask_generator: MaskGenerator):
+    def __init__(self, layer: nn.Module, name: str, state: MaskState, mask_generator: MaskGenerator | None):
         nn.Module.__init__(self)
         _take_over(self, layer)
         self.plain_class = type(layer)
@@ -189,14 +190,22 @@ class MaskedLayer(nn.Module):
         self.layer_name = name
         self.mask_state = state
 
-    def gates(self, mean_inputs: torch.Tensor) -> torch.Tensor:
-        """The gates of a batch, `(batch_size, num_neurons)`, or those that are held constant, `(num_neurons,)`."""
+    def gates(self, inputs: torch.Tensor) -> torch.Tensor | None:
+        """
+        The gates of a batch, `(batch_size, num_neurons)`, those that are held constant, `(num_neurons,)`, or none.
+        """
         state = self.mask_state
         if state.held is not None:
             return state.held[self.layer_name]
-        gates = self.mask_generator(mean_inputs)
+        if self.mask_generator is None:
+            return None
+        gates = self.mask_generator(self.mean(inputs))
         state.record(self.layer_name, gates)
         return gates
+
+    def mean(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The mean input of every sample, of shape `(batch_size, in_features)`."""
+        raise NotImplementedError
 
     def unmasked(self) -> nn.Module:
         """The plain layer again, with the very same parameters."""
@@ -210,9 +219,14 @@ class _MaskedTokenLayer(MaskedLayer):
         super().__init__(*args)
         self.windowed = windowed
 
+    def mean(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.mask_state.token_mean(inputs, self.windowed)
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         outputs = super().forward(inputs)
-        gates = self.gates(self.mask_state.token_mean(inputs, self.windowed))
+        gates = self.gates(inputs)
+        if gates is None:
+            return outputs
         if gates.dim() > 1:
             if self.windowed:
                 gates = gates.repeat_interleave(inputs.shape[0] // gates.shape[0], dim=0)
@@ -240,9 +254,14 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         super().__init__(*args)
         self.norm = norm
 
+    def mean(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.mean((2, 3))
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         outputs = super().forward(inputs)
-        gates = self.gates(inputs.mean((2, 3)))
+        gates = self.gates(inputs)
+        if gates is None:
+            return outputs
         if self.norm is not None:
             self.mask_state.on_the_way[self.norm] = gates
             return outputs
@@ -268,11 +287,40 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         outputs = super().forward(inputs)
-        return outputs * self.mask_state.on_the_way.pop(self.layer_name)[..., None, None]
+        gates = self.mask_state.on_the_way.pop(self.layer_name, None)
+        return outputs if gates is None else outputs * gates[..., None, None]
 
     def unmasked(self) -> nn.Module:
         """The plain norm again, with the very same parameters."""
         return _plain_again(self, self.plain_class)
+
+
+class ActivationRecorder:
+    """
+    Forward hook of the activation behind a masked layer that has no generator: the mean magnitude of every neuron's
+    activations is recorded as the gates of the layer (MODA, arXiv 2411.01074, section 3). Nothing is multiplied.
+
+    Args:
+        name (`str`): of the layer.
+        state ([`MaskState`]): shared by the masked layers of the model.
+        threshold (`float`): means up to here count as zero, so that the neuron is not active. Activations such as GELU
+            have hardly any zeros of their own.
+        channels_first (`bool`): whether activations are of shape `(batch_size, num_neurons, height, width)` instead of
+            `(batch_size, ..., num_neurons)`.
+    """
+
+    def __init__(self, name: str, state: MaskState, threshold: float, channels_first: bool):
+        self.name = name
+        self.state = state
+        self.threshold = threshold
+        self.channels_first = channels_first
+
+    def __call__(self, activation: nn.Module, args: tuple[Any, ...], outputs: torch.Tensor) -> None:
+        if self.state.recorded is None:
+            return
+        magnitude = outputs.abs()
+        means = magnitude.mean((2, 3)) if self.channels_first else self.state.token_mean(magnitude)
+        self.state.record(self.name, means * (means > self.threshold))
 
 
 def _take_over(target: nn.Module, source: nn.Module) -> None:

@@ -17,12 +17,23 @@ from transformers.utils import logging
 
 from .config import MODULAR_KIND, ModularConfig, checkpoint_kind
 from .errors import NemoRuntimeError, NemoValueError, UnsupportedModelError
-from .layers import GatedBatchNorm2d, MaskedConv1D, MaskedConv2d, MaskedLayer, MaskedLinear, MaskGenerator, MaskState
+from .layers import (
+    ActivationRecorder,
+    GatedBatchNorm2d,
+    MaskedConv1D,
+    MaskedConv2d,
+    MaskedLayer,
+    MaskedLinear,
+    MaskGenerator,
+    MaskState,
+)
 from .resolution import MaskableLayer, maskable_layers, resolve_architecture
 from .slim import layer_sizes
 
 
 logger = logging.get_logger(__name__)
+
+ACTIVATION_THRESHOLD = 0.05  # for `gate="activation"` where the activation is no ReLU
 
 
 def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> PreTrainedModel:
@@ -68,6 +79,8 @@ def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> 
     for layer in layers:
         _mask_layer(model, layer, config, state)
         state.layers.append(layer.name)
+        if config.gate == "activation":
+            _record_activation(model, layer, config, state)
     encoder.register_forward_pre_hook(state.before_forward, with_kwargs=True)
     model.config.nemo = config.to_dict()
     return model
@@ -114,6 +127,9 @@ def remove_masks(model: PreTrainedModel) -> PreTrainedModel:
             del encoder._forward_pre_hooks[key]
             encoder._forward_pre_hooks_with_kwargs.pop(key, None)
     for name, layer in list(model.named_modules()):
+        for key, hook in list(layer._forward_hooks.items()):
+            if isinstance(hook, ActivationRecorder):
+                del layer._forward_hooks[key]
         if isinstance(layer, MaskedLayer | GatedBatchNorm2d):
             _replace(model, name, layer.unmasked())
     del model.config.nemo
@@ -169,25 +185,37 @@ def list_maskable_layers(
 
 
 def _reason(layer: MaskableLayer, config: ModularConfig) -> str:
-    if layer.reason is not None:
-        return layer.reason
+    reason = _unmaskable(layer, config)
+    if reason is not None:
+        return reason
     if not _matches(layer, config.target_modules):
         return f"not among target_modules={config.target_modules!r}"
     return f"in one of the first {config.skip_first_blocks} blocks, which skip_first_blocks leaves out"
 
 
+def _unmaskable(layer: MaskableLayer, config: ModularConfig) -> str | None:
+    """Why a layer cannot carry the gates of a config, wherever the config wants them."""
+    if layer.reason is None and config.gate == "activation" and layer.activation is None:
+        return "no activation that is zero at zero is its own, as gate='activation' needs"
+    return layer.reason
+
+
 def _chosen_layers(model: PreTrainedModel, config: ModularConfig) -> list[MaskableLayer]:
     """The layers that a config selects, in forward order."""
     named = maskable_layers(model)
-    layers = [layer for layer in named if layer.reason is None]
+    layers = [layer for layer in named if _unmaskable(layer, config) is None]
+    if not layers:
+        raise NemoValueError(
+            f"No layer of this {type(model).__name__} can be masked: {_unmaskable(named[0], config)}."
+        )
     matching = [layer for layer in layers if _matches(layer, config.target_modules)]
     if not matching:
-        excluded = [layer for layer in named if layer.reason and _matches(layer, config.target_modules)]
+        excluded = [layer for layer in named if _unmaskable(layer, config) and _matches(layer, config.target_modules)]
         last_block = [layer.name for layer in layers if layer.block == layers[-1].block]
         raise NemoValueError(
             f"target_modules={config.target_modules!r} matches no maskable layer. "
             + (
-                f"{excluded[0].name} cannot be cut: {excluded[0].reason}."
+                f"{excluded[0].name} cannot be cut: {_unmaskable(excluded[0], config)}."
                 if excluded
                 else f"Maskable are {', '.join(last_block)} and those of the other blocks. A suffix of names goes "
                 "into a list."
@@ -312,15 +340,17 @@ def _mask_layer(model: nn.Module, layer: MaskableLayer, config: ModularConfig, s
     """Replace one layer, and the norm behind it where that is what the gates multiply."""
     plain = model.get_submodule(layer.name)
     is_convolution = isinstance(plain, nn.Conv2d)
-    generator = MaskGenerator(
-        *layer_sizes(plain),
-        config.generator_hidden_size,
-        config.generator_init,
-        config.gate,
-        "convolution" if is_convolution else "linear",
-        device=plain.weight.device,
-        dtype=plain.weight.dtype,
-    ).train(plain.training)
+    generator = None
+    if config.gate != "activation":
+        generator = MaskGenerator(
+            *layer_sizes(plain),
+            config.generator_hidden_size,
+            config.generator_init,
+            config.gate,
+            "convolution" if is_convolution else "linear",
+            device=plain.weight.device,
+            dtype=plain.weight.dtype,
+        ).train(plain.training)
     if is_convolution:
         masked = MaskedConv2d(plain, layer.name, state, generator, norm=layer.norm)
     else:
@@ -329,6 +359,16 @@ def _mask_layer(model: nn.Module, layer: MaskableLayer, config: ModularConfig, s
     _replace(model, layer.name, masked)
     if layer.norm is not None:
         _replace(model, layer.norm, GatedBatchNorm2d(model.get_submodule(layer.norm), layer.norm, state))
+
+
+def _record_activation(model: nn.Module, layer: MaskableLayer, config: ModularConfig, state: MaskState) -> None:
+    """Let the activation behind a layer record what its neurons do."""
+    activation = model.get_submodule(layer.activation)
+    threshold = config.activation_threshold
+    if threshold is None:
+        threshold = 0.0 if isinstance(activation, nn.ReLU | nn.ReLU6) else ACTIVATION_THRESHOLD
+    channels_first = isinstance(model.get_submodule(layer.name), nn.Conv2d)
+    activation.register_forward_hook(ActivationRecorder(layer.name, state, threshold, channels_first))
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:

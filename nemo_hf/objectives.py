@@ -62,6 +62,11 @@ def _same_label(masks: Mapping[str, torch.Tensor], labels: torch.Tensor | None) 
     return shares_label(labels)
 
 
+def _unit(gates: torch.Tensor) -> torch.Tensor:
+    """Rows of unit length; unlike a division by the norm, with a finite gradient for a row of zeros."""
+    return gates * (gates.square().sum(-1, keepdim=True) + ZERO_NORM).rsqrt()
+
+
 class ContrastiveLoss(nn.Module):
     """
     Supervised contrastive loss on gates: samples of one class shall open the same neurons, samples of different
@@ -95,7 +100,7 @@ class ContrastiveLoss(nn.Module):
         total = 0.0
         with torch.autocast(same.device.type, enabled=False):
             for gates in stack_by_width(masks):
-                unit = gates * (gates.square().sum(-1, keepdim=True) + ZERO_NORM).rsqrt()
+                unit = _unit(gates)
                 similarity = unit @ unit.transpose(-1, -2) / self.temperature
                 # The diagonal is masked by a finite number: a batch of one sample has no others, and -inf would give
                 # NaN.
@@ -140,28 +145,136 @@ class NemoLoss(nn.Module):
         return {"loss_contrastive": self.alpha * total / len(masks)}
 
 
+class CohesionCouplingLoss(nn.Module):
+    """
+    Gates of samples of one class shall be alike and those of different classes different: the loss of MwT (arXiv
+    2306.09376, section 3), and of MODA (arXiv 2411.01074, section 3) where the "gates" are activations.
+
+    With `S_ij` the cosine similarity of the gates of two samples in a layer: `alpha · (1 − mean S_ij over pairs of one
+    class) + beta · mean S_ij over pairs of different classes`, averaged over layers. A sample and itself are no pair;
+    without pairs of a kind their term is zero.
+
+    Args:
+        alpha (`float`): weight of the first term, the lack of cohesion.
+        beta (`float`): weight of the second, the coupling.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `loss_cohesion` and `loss_coupling`, weighted.
+    """
+
+    def __init__(self, alpha: float, beta: float):
+        super().__init__()
+        self.alpha = alpha
+        self.beta = beta
+
+    def forward(self, masks: Mapping[str, torch.Tensor], labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        same = _same_label(masks, labels)
+        others = ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+        alike, unlike = (same & others).float(), (~same & others).float()
+        in_class = between = 0.0
+        with torch.autocast(same.device.type, enabled=False):
+            for gates in stack_by_width(masks):
+                unit = _unit(gates)
+                similarity = unit @ unit.transpose(-1, -2)
+                in_class = in_class + (similarity * alike).sum()
+                between = between + (similarity * unlike).sum()
+            num_alike, num_unlike = alike.sum(), unlike.sum()
+            # No pairs: nothing to bring together.
+            lack = (num_alike > 0).float() - in_class / (len(masks) * num_alike.clamp(min=1))
+            shared = between / (len(masks) * num_unlike.clamp(min=1))
+        return {"loss_cohesion": self.alpha * lack, "loss_coupling": self.beta * shared}
+
+
 class CompactnessLoss(nn.Module):
     """
-    Pulls the mean gate down to a target: `weight · max(0, mean gate − target)`, the mean over samples and all neurons
-    of the model.
+    Pulls the share of open neurons down to a target.
+
+    Gates in [0, 1]: `weight · max(0, mean gate − target)`, the mean over samples and all neurons of the model.
+    Activations, which have no upper bound: `weight · mean activation` (the L1 term of MODA, arXiv 2411.01074, section
+    3) as long as the share of active neurons is above the target.
 
     Args:
         weight (`float`): weight.
         target_retention (`float`): share of neurons that a sample shall keep open; no pull below it.
+        activations (`bool`, *optional*, defaults to `False`): whether the gates are activations.
 
     Returns:
         `dict[str, torch.Tensor]`: `loss_compactness`, weighted.
     """
 
-    def __init__(self, weight: float, target_retention: float):
+    def __init__(self, weight: float, target_retention: float, activations: bool = False):
         super().__init__()
         self.weight = weight
         self.target_retention = target_retention
+        self.activations = activations
 
     def forward(self, masks: Mapping[str, torch.Tensor], labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         neurons = sum(gates.shape[-1] for gates in masks.values())
         mean_gate = sum(at_least_float(gates).mean(0).sum() for gates in masks.values()) / neurons
-        return {"loss_compactness": self.weight * torch.relu(mean_gate - self.target_retention)}
+        if not self.activations:
+            return {"loss_compactness": self.weight * torch.relu(mean_gate - self.target_retention)}
+        share_open = sum((gates > 0).float().mean(0).sum() for gates in masks.values()) / neurons
+        return {"loss_compactness": self.weight * mean_gate * (share_open > self.target_retention).float()}
 
 
-OBJECTIVES = {"contrastive": ContrastiveLoss, "nemo": NemoLoss}
+def distillation_loss(
+    class_logits: torch.Tensor, distillation_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """
+    `0.5 · CE(class head) + 0.25 · (KL(class head, teacher) + KL(distillation head, teacher))`, in float32: the soft
+    distillation of NeMo's recipe for DeiT (arXiv 2508.11348, section 4).
+
+    Args:
+        class_logits, distillation_logits, teacher_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): of both
+            heads of the student, and of the teacher.
+        labels (`torch.Tensor` of shape `(batch_size,)`): ids.
+
+    Returns:
+        `torch.Tensor`: a scalar.
+    """
+    teacher = teacher_logits.float().softmax(-1)
+    divergence = sum(
+        nn.functional.kl_div(logits.float().log_softmax(-1), teacher, reduction="batchmean")
+        for logits in (class_logits, distillation_logits)
+    )
+    return 0.5 * nn.functional.cross_entropy(class_logits.float(), labels) + 0.25 * divergence
+
+
+def make_objective(name: str, alpha: float, beta: float, temperature: float) -> nn.Module:
+    """The objective of a name in [`OBJECTIVE_DEFAULTS`]; each takes the weights that it has."""
+    if name in ("mwt", "moda"):
+        return CohesionCouplingLoss(alpha, beta)
+    return {"contrastive": ContrastiveLoss, "nemo": NemoLoss}[name](alpha, temperature)
+
+
+# Where an objective was published, its weights are those of the publication: no size term but MODA's, no warm-up.
+OBJECTIVE_DEFAULTS: dict[str, dict[str, float]] = {
+    "contrastive": {
+        "alpha": 0.1,
+        "beta": 0.0,
+        "compactness": 1.0,
+        "target_retention": 0.07,
+        "modular_warmup_ratio": 0.25,
+    },
+    "nemo": {
+        "alpha": 0.1,
+        "beta": 0.0,
+        "compactness": 0.0,
+        "target_retention": 0.07,
+        "modular_warmup_ratio": 0.0,
+    },
+    "mwt": {
+        "alpha": 0.5,
+        "beta": 1.5,
+        "compactness": 0.0,
+        "target_retention": 0.07,
+        "modular_warmup_ratio": 0.0,
+    },
+    "moda": {
+        "alpha": 1.0,
+        "beta": 1.0,
+        "compactness": 0.3,
+        "target_retention": 0.0,
+        "modular_warmup_ratio": 0.0,
+    },
+}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
 import itertools
@@ -41,6 +42,8 @@ class MaskableLayer:
         group (`str`): `"attention"`, `"ffn"` or `"convolution"`.
         norm (`str`, *optional*): the batch norm whose output its gates multiply, instead of its own.
         windowed (`bool`): whether it sees windows as samples.
+        activation (`str`, *optional*): the element-wise activation of its neurons, of this layer alone and zero at
+            zero. Units of a gated feed-forward layer are activated in the layer that the table calls `gate`.
         reason (`str`, *optional*): why this model cannot be cut there, so that the layer is not masked.
     """
 
@@ -49,6 +52,7 @@ class MaskableLayer:
     group: Literal["attention", "ffn", "convolution"]
     norm: str | None = None
     windowed: bool = False
+    activation: str | None = None
     reason: str | None = None
 
 
@@ -111,7 +115,22 @@ def maskable_layers(model: PreTrainedModel) -> list[MaskableLayer]:
         find = {Attention: _attention_layers, FeedForward: _feed_forward_layers, Chain: _chain_layers}[type(part)]
         for layer in find(model, block, part):
             layers.setdefault(layer.name, layer)
-    return list(layers.values())
+    return _with_own_activations(model, list(layers.values()))
+
+
+def _with_own_activations(model: nn.Module, layers: list[MaskableLayer]) -> list[MaskableLayer]:
+    """Leave an activation only to a layer that has it alone, with zeros where its neurons are closed."""
+
+    def owned(path: str | None) -> nn.Module | None:
+        found = None if path is None else model.get_submodule(path)
+        return None if isinstance(found, nn.Identity) or constant_at_zero(model, path) != 0 else found
+
+    activations = [owned(layer.activation) for layer in layers]
+    times = collections.Counter(map(id, activations))
+    return [
+        dataclasses.replace(layer, activation=layer.activation if found and times[id(found)] == 1 else None)
+        for layer, found in zip(layers, activations, strict=True)
+    ]
 
 
 def constant_at_zero(model: nn.Module, activation: str | None) -> float:
@@ -150,9 +169,11 @@ def _feed_forward_layers(model: nn.Module, block: int, part: FeedForward) -> Ite
     if part.gate is None and model.get_submodule(part.down).bias is None:
         if part.depthwise is not None or constant_at_zero(model, part.activation) != 0:
             reason = f"what a removed unit leaves behind the activation needs a bias of {part.down}"
+    activated = (part.gate or part.up) if part.gate != part.up else None
     for path in (part.gate, part.up):
         if path is not None:
-            yield MaskableLayer(path, block, "ffn", reason=reason)
+            activation = part.activation if path == activated else None
+            yield MaskableLayer(path, block, "ffn", activation=activation, reason=reason)
     yield MaskableLayer(part.down, block, "ffn")
 
 
@@ -175,6 +196,7 @@ def _chain_layers(model: nn.Module, block: int, part: Chain) -> Iterator[Maskabl
             block + (0 if part.path else i),
             "ffn" if isinstance(layer, nn.Linear) else "convolution",
             norm=step.norm,
+            activation=step.activation,
             reason=reason,
         )
 

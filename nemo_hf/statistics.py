@@ -17,7 +17,7 @@ from . import metrics
 from .errors import CheckpointError, NemoValueError
 from .files import read_tensors, write_tensors
 from .labels import as_membership, check_labels, membership
-from .masking import masked_layers, record_masks
+from .masking import masked_layers, modular_config, record_masks
 from .module_masks import Label, ModuleMasks
 from .slim import layer_sizes
 
@@ -37,6 +37,8 @@ class NeuronStatistics:
         layers (`Mapping[str, int]`): layer name → number of neurons.
         seed (`int`, *optional*, defaults to 0): of the reservoir.
         grouped_by (`str`, *optional*): where the "labels" are groups of samples: the column that holds them.
+        activations (`bool`, *optional*, defaults to `False`): whether the gates are activations
+            (`ModularConfig(gate="activation")`), whose means multiply nothing: masks are then made without gates.
 
     Attributes:
         num_samples (`torch.Tensor` of shape `(num_labels,)`): samples seen; one with several labels counts for each.
@@ -46,7 +48,12 @@ class NeuronStatistics:
     """
 
     def __init__(
-        self, labels: Sequence[Label], layers: Mapping[str, int], seed: int = 0, grouped_by: str | None = None
+        self,
+        labels: Sequence[Label],
+        layers: Mapping[str, int],
+        seed: int = 0,
+        grouped_by: str | None = None,
+        activations: bool = False,
     ):
         self.labels = list(labels)
         if len(set(self.labels)) != len(self.labels):
@@ -54,6 +61,7 @@ class NeuronStatistics:
             raise NemoValueError(f"Two labels have the same name: {self.labels!r}. Give {source} distinct ones.")
         self.layers = dict(layers)
         self.grouped_by = grouped_by
+        self.activations = activations
         neurons = sum(self.layers.values())
         self.num_samples = torch.zeros(len(self.labels), dtype=torch.int64)
         self.open_counts = torch.zeros(len(self.labels), neurons, dtype=torch.int32)
@@ -156,13 +164,14 @@ class NeuronStatistics:
         masks: dict[Label, dict[str, torch.Tensor]] = {self.labels[i]: {} for i in seen}
         gates: dict[Label, dict[str, torch.Tensor]] = {self.labels[i]: {} for i in seen}
         for layer, number in numbers.items():
-            # By frequency; of equally frequent neurons those with larger gates.
-            order = (counts[layer] + 0.5 * means[layer]).argsort(dim=1, descending=True, stable=True)
+            # By frequency; of equally frequent neurons those with larger gates. Activations may be above one.
+            largest = means[layer].amax(dim=1, keepdim=True).clamp(min=1)
+            order = (counts[layer] + 0.5 * means[layer] / largest).argsort(dim=1, descending=True, stable=True)
             rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
             for i in seen:
                 masks[self.labels[i]][layer] = rank[i] < number[i]
                 gates[self.labels[i]][layer] = means[layer][i]
-        return ModuleMasks(masks, gates, threshold, self.grouped_by)
+        return ModuleMasks(masks, None if self.activations else gates, threshold, self.grouped_by)
 
     def cohesion(self, threshold: float = 0.9) -> float:
         """Cohesion ([`metrics.cohesion`]) over the samples of the reservoir."""
@@ -185,6 +194,7 @@ class NeuronStatistics:
             "labels": self.labels,
             "layers": self.layers,
             "grouped_by": self.grouped_by,
+            "activations": self.activations,
         }
         write_tensors(os.path.join(save_directory, STATISTICS_FILE), tensors, description)
 
@@ -198,8 +208,12 @@ class NeuronStatistics:
         """
         tensors, description = read_tensors(source, STATISTICS_FILE, **hub_kwargs)
         try:
-            grouped_by = description.get("grouped_by")  # files of older versions are by label
-            statistics = cls(description["labels"], description["layers"], grouped_by=grouped_by)
+            statistics = cls(
+                description["labels"],
+                description["layers"],
+                grouped_by=description.get("grouped_by"),  # files of older versions are by label, and of gates
+                activations=description.get("activations", False),
+            )
             for name in ("num_samples", "open_counts", "gate_sums"):
                 if tensors[name].shape != getattr(statistics, name).shape:
                     raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}")
@@ -272,11 +286,12 @@ def collect_statistics(
     layers = {name: layer_sizes(layer)[1] for name, layer in masked_layers(model).items()}
     if not layers:
         raise NemoValueError(f"This {type(model).__name__} has no masks. Train it with `ModularTrainer` first.")
+    activations = modular_config(model).gate == "activation"
     if names is None:
         labels_of_model = [model.config.id2label[i] for i in range(model.config.num_labels)]
-        statistics = NeuronStatistics(labels_of_model, layers, seed=seed)
+        statistics = NeuronStatistics(labels_of_model, layers, seed, activations=activations)
     else:
-        statistics = NeuronStatistics(list(names.values()), layers, seed=seed, grouped_by=labels_name)
+        statistics = NeuronStatistics(list(names.values()), layers, seed, labels_name, activations)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

@@ -14,24 +14,28 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from . import metrics
 from .auto import AutoModularModel
 from .config import ModularConfig
 from .distributed import gather_samples, global_batch, of_all_processes, of_own_samples
 from .errors import NemoRuntimeError, NemoValueError
 from .groups import check_group_column, check_groups, group_names
 from .labels import as_membership, check_labels
+from .layers import MaskedConv2d
 from .masking import apply_masks, is_masked, masked_layers, modular_config, record_masks
 from .model_card import check_card, shown_source, write_modular_card
-from .objectives import OBJECTIVES, CompactnessLoss
+from .objectives import CompactnessLoss, distillation_loss, make_objective
 from .resolution import resolve_parts
+from .schedules import ModularSchedule
 from .statistics import NeuronStatistics, collect_statistics
+from .term_averages import TermAverages
 from .training_args import ModularTrainingArguments
 
 
 logger = logging.get_logger(__name__)
 
 TEACHER_CLASS_SUFFIX = "WithTeacher"
+# Gates of convolutions need larger steps than those of linear layers: see docs/benchmarks.md.
+CONVOLUTION_RATE = 5.0
 
 
 class ModularTrainer(Trainer):
@@ -45,8 +49,8 @@ class ModularTrainer(Trainer):
         model (`PreTrainedModel`, *optional*): the classifier, plain or modular.
         args ([`ModularTrainingArguments`], *optional*): the arguments.
         trainer_args, trainer_kwargs: the other arguments of `transformers.Trainer`, in its order.
-        modular_config ([`ModularConfig`], *optional*): which layers are masked, and how. Defaults to
-            `ModularConfig()`, or to that of a model that has masks.
+        modular_config ([`ModularConfig`], *optional*): which layers are masked, and how. Defaults to that of a model
+            that has masks, or else to `ModularConfig()`, with `gate="activation"` for the objective `"moda"`.
         teacher_model (`nn.Module`, *optional*): for `DeiTForImageClassificationWithTeacher`: a classifier of the same
             inputs whose `logits` are distilled.
 
@@ -86,6 +90,8 @@ class ModularTrainer(Trainer):
                 "trained. Set "
                 'activation_checkpointing_kwargs={"use_reentrant": False}.'
             )
+        if modular_config is None and args.objective == "moda" and (model is None or not is_masked(model)):
+            modular_config = ModularConfig(gate="activation")
         self.modular_config = modular_config
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
         if args.group_column is not None:
@@ -99,8 +105,9 @@ class ModularTrainer(Trainer):
             self._mask(self.model)
         self._set_up_objective()
         self._set_up_teacher(teacher_model)
-        # phase → term → (sum over samples, number of samples), on the device
-        self._terms: dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]] = {"train": {}, "eval": {}}
+        if not any(isinstance(callback, ModularSchedule) for callback in self.callback_handler.callbacks):
+            self.add_callback(ModularSchedule())
+        self._averages = {"train": TermAverages(), "eval": TermAverages()}
 
     def _mask(self, model: PreTrainedModel) -> PreTrainedModel:
         if not is_masked(model):
@@ -117,8 +124,14 @@ class ModularTrainer(Trainer):
         return self._mask(super().call_model_init(trial))
 
     def _set_up_objective(self) -> None:
-        self.objective = OBJECTIVES[self.args.objective](self.args.alpha, self.args.temperature)
-        self.compactness = CompactnessLoss(self.args.compactness, self.args.target_retention)
+        args, gate = self.args, modular_config(self.model).gate
+        if args.objective == "moda" and gate != "activation":
+            raise NemoValueError(
+                f"objective='moda' organises activations, but the masks of the model have gate={gate!r}. Use "
+                "ModularConfig(gate='activation'), or objective='mwt', which does the same to gates."
+            )
+        self.objective = make_objective(args.objective, args.alpha, args.beta, args.temperature)
+        self.compactness = CompactnessLoss(args.compactness, args.target_retention, gate == "activation")
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
@@ -156,7 +169,7 @@ class ModularTrainer(Trainer):
                 f"A modular objective compares the gates of samples by label, but the batch has no labels, only "
                 f"{', '.join(inputs)}. Name the column `labels` (or `label`, with the default collator)."
             )
-        if not self._terms[phase]:  # after a log, which waits for the device anyway; the check does too
+        if not self._averages[phase]:  # after a log, which waits for the device anyway; the check does too
             check_labels(labels, self.model.config)
         return as_membership(labels)
 
@@ -187,7 +200,7 @@ class ModularTrainer(Trainer):
                 task_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         self._check_gradient(model, masks)
         terms = self._modular_terms(model, masks, classes)
-        self._observe(phase, {"loss_task": task_loss, **terms}, masks, classes)
+        self._averages[phase].add({"loss_task": task_loss, **terms}, masks, None if model.training else classes)
         loss = task_loss
         if model.training:
             loss = of_own_samples(self.accelerator, task_loss, len(classes)) + sum(terms.values())
@@ -203,12 +216,10 @@ class ModularTrainer(Trainer):
         terms = {**self.objective(masks, classes), **self.compactness(masks, classes)}
         if several:
             terms = {name: of_all_processes(self.accelerator, term) for name, term in terms.items()}
-        return {name: self._warmth() * term for name, term in terms.items()} if model.training else terms
-
-    def _warmth(self) -> float:
-        """Share of the weights of the modular terms in this step; it follows the global step, so resuming is exact."""
-        warmup_steps = self.args.modular_warmup_ratio * self.state.max_steps
-        return min(1.0, (self.state.global_step + 1) / warmup_steps) if warmup_steps else 1.0
+        if not model.training:
+            return terms
+        schedule = [c for c in self.callback_handler.callbacks if isinstance(c, ModularSchedule)][-1]
+        return {name: schedule.factor(name) * term for name, term in terms.items()}
 
     def prediction_step(
         self,
@@ -227,8 +238,8 @@ class ModularTrainer(Trainer):
 
     def _distillation_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         """
-        `0.5 · CE(cls) + 0.25 · (KL(cls, teacher) + KL(distillation, teacher))`: soft distillation as in NeMo's recipe.
-        Without a teacher, which evaluation does not need, the cross-entropy of the average of both heads.
+        The loss of [`~nemo_hf.objectives.distillation_loss`]. Without a teacher, which evaluation does not need, the
+        cross-entropy of the average of both heads.
         """
         labels = inputs["labels"]
         if labels.dim() != 1 or labels.is_floating_point():
@@ -237,27 +248,21 @@ class ModularTrainer(Trainer):
                 f"shape {tuple(labels.shape)}."
             )
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        cross_entropy = nn.functional.cross_entropy
         if not model.training:
-            return cross_entropy(outputs.logits.float(), labels), outputs
+            return nn.functional.cross_entropy(outputs.logits.float(), labels), outputs
         if self.teacher_model is None:
             raise NemoValueError(
                 f"{type(self.model).__name__} learns from a teacher: pass ModularTrainer(..., "
                 f"teacher_model=classifier)."
             )
         with torch.no_grad():
-            pixel_values = inputs["pixel_values"]
-            teacher = self.teacher_model(pixel_values=pixel_values).logits.float().softmax(-1)
-        divergence = sum(
-            nn.functional.kl_div(logits.float().log_softmax(-1), teacher, reduction="batchmean")
-            for logits in (outputs.cls_logits, outputs.distillation_logits)
-        )
-        return 0.5 * cross_entropy(outputs.cls_logits.float(), labels) + 0.25 * divergence, outputs
+            teacher_logits = self.teacher_model(pixel_values=inputs["pixel_values"]).logits
+        return distillation_loss(outputs.cls_logits, outputs.distillation_logits, teacher_logits, labels), outputs
 
     def _check_gradient(self, model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
         if not model.training or any(gates.requires_grad for gates in masks.values()):
             return
-        if any(p.requires_grad for layer in masked_layers(model).values() for p in layer.mask_generator.parameters()):
+        if self._generator_rates(model):
             raise NemoRuntimeError(
                 "The recorded gates carry no gradient, so the masks would silently not be trained. This is what "
                 "reentrant checkpointing does: enable it with use_reentrant=False."
@@ -265,77 +270,54 @@ class ModularTrainer(Trainer):
 
     # ---- Logging ----
 
-    @torch.no_grad()
-    def _observe(
-        self, phase: str, terms: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor], classes: torch.Tensor
-    ) -> None:
-        """Sum the terms of a batch on the device, weighted by its size; nothing waits for the device."""
-        neurons = sum(gates.shape[-1] for gates in masks.values())
-        batch_size = next(iter(masks.values())).shape[0]
-        observed = {name: term.detach() for name, term in terms.items()}
-        open_neurons = sum((gates > 0).sum() for gates in masks.values())
-        observed["neuron_retention"] = open_neurons / (batch_size * neurons)
-        if phase == "eval":
-            sample_masks = torch.cat([gates > 0 for gates in masks.values()], dim=1)
-            observed["cohesion"] = metrics.cohesion(sample_masks, classes)
-            observed["coupling"] = metrics.coupling(metrics.class_masks(sample_masks, classes, threshold=0.9)[1])
-        for name, value in observed.items():
-            known = torch.isfinite(value) if phase == "eval" else torch.ones_like(value, dtype=torch.bool)
-            weight = known * batch_size  # batches without a pair of samples or of classes have no cohesion or coupling
-            total, count = self._terms[phase].get(name, (0.0, 0.0))
-            self._terms[phase][name] = (total + torch.where(known, value, 0) * weight, count + weight)
-
-    def _drain(self, phase: str, prefix: str = "") -> dict[str, float]:
-        """The means over everything observed since the last call, over all processes."""
-        terms, self._terms[phase] = self._terms[phase], {}
-        if not terms:
-            return {}
-        sums = torch.stack([torch.stack([total.float(), count.float()]) for total, count in terms.values()])
-        sums = self.accelerator.reduce(sums, reduction="sum")
-        return {
-            f"{prefix}{name}": total / count
-            for name, (total, count) in zip(terms, sums.tolist(), strict=True)
-            if count
-        }
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means of the terms to a training log; those of an evaluation are among its metrics already."""
         if "loss" in logs:
-            logs = {**logs, **self._drain("train")}
+            logs = {**logs, **self._averages["train"].drain(self.accelerator)}
         super().log(logs, *args, **kwargs)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Adds the modular terms, `neuron_retention` and the mean batch cohesion and coupling to the metrics."""
-        self._terms["eval"] = {}
+        self._averages["eval"] = TermAverages()
         output = super().evaluation_loop(dataloader, description, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.update(self._drain("eval", f"{prefix}_"))
+        output.metrics.update(self._averages["eval"].drain(self.accelerator, f"{prefix}_"))
         return output
 
     # ---- Optimizer ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer of transformers, generators in groups of their own if they have their own rate."""
+        """The optimizer of transformers, with groups for the generators that have another learning rate."""
         given = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         opt_model = self.model if model is None else model
-        generators = {
-            id(p) for name, p in opt_model.named_parameters() if ".mask_generator." in name and p.requires_grad
-        }
+        rates = self._generator_rates(opt_model)
         if given:
-            if generators - {id(p) for group in optimizer.param_groups for p in group["params"]}:
+            if set(rates) - {p for group in optimizer.param_groups for p in group["params"]}:
                 raise NemoValueError(
                     "The given optimizer does not hold the mask generators, which would stay untrained. Call "
                     "`apply_masks(model, config)` before making the optimizer."
                 )
-        elif self.args.mask_learning_rate is not None:
-            for group in list(optimizer.param_groups):
-                ours = [p for p in group["params"] if id(p) in generators]
-                if ours:
-                    group["params"] = [p for p in group["params"] if id(p) not in generators]
-                    options = {name: value for name, value in group.items() if name != "params"}
-                    optimizer.add_param_group({**options, "params": ours, "lr": self.args.mask_learning_rate})
+            return optimizer
+        for group in list(optimizer.param_groups):
+            options = {name: value for name, value in group.items() if name != "params"}
+            for rate in sorted({rates.get(p, group["lr"]) for p in group["params"]} - {group["lr"]}):
+                ours = [p for p in group["params"] if rates.get(p) == rate]
+                group["params"] = [p for p in group["params"] if rates.get(p) != rate]
+                optimizer.add_param_group({**options, "params": ours, "lr": rate})
         return optimizer
+
+    def _generator_rates(self, model: nn.Module) -> dict[nn.Parameter, float]:
+        """The learning rate of every parameter of the generators."""
+        rates = {}
+        for layer in masked_layers(model).values():
+            if layer.mask_generator is None:
+                continue
+            factor = CONVOLUTION_RATE if isinstance(layer, MaskedConv2d) else 1.0
+            rate = self.args.mask_learning_rate
+            rate = factor * self.args.learning_rate if rate is None else rate
+            rates.update((p, rate) for p in layer.mask_generator.parameters() if p.requires_grad)
+        return rates
 
     # ---- Statistics ----
 

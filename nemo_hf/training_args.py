@@ -10,27 +10,42 @@ from typing import Any, Literal
 from transformers import TrainingArguments
 
 from .errors import NemoValueError
+from .objectives import OBJECTIVE_DEFAULTS
 
 
 @dataclass
 class ModularTrainingArguments(TrainingArguments):
     """
-    The arguments of [`ModularTrainer`]: everything of `transformers.TrainingArguments`, and the modular objective
-    `task + alpha · contrastive + compactness · max(0, mean gate − target_retention)`.
+    The arguments of [`ModularTrainer`]: everything of `transformers.TrainingArguments`, and the modular objective: the
+    loss of the task plus the terms of `objective` plus a size term.
+
+    Weights that are not given are those of the objective; afterwards they can be read here.
+
+    | | `"contrastive"` | `"nemo"` | `"mwt"` | `"moda"` |
+    |---|---|---|---|---|
+    | what it is | the corrected contrastive loss | as the reference of NeMo computes it | MwT | MODA, on activations |
+    | `alpha` | 0.1 | 0.1 | 0.5 | 1.0 |
+    | `beta` | – | – | 1.5 | 1.0 |
+    | `compactness` | 1.0 | 0 | 0 | 0.3 |
+    | `target_retention` | 0.07 | 0.07 | 0.07 | 0 |
+    | `modular_warmup_ratio` | 0.25 | 0 | 0 | 0 |
 
     Args:
-        objective (`"contrastive"` or `"nemo"`, *optional*, defaults to `"contrastive"`):
-            The term that gives every class its own neurons: the corrected supervised contrastive loss, or the one
-            that the reference code of NeMo computes.
-        alpha (`float`, *optional*, defaults to 0.1): weight of that term.
-        temperature (`float`, *optional*, defaults to 0.2): τ of that term.
-        compactness (`float`, *optional*, defaults to 1.0): weight of the size term.
-        target_retention (`float`, *optional*, defaults to 0.07): mean gate from which the size term stops to pull, in
-            (0, 1].
-        modular_warmup_ratio (`float`, *optional*, defaults to 0.25): share of the training steps, in [0, 1], over
-            which `alpha` and `compactness` grow linearly from zero, so that the task is learnt before neurons are
-            given up.
-        mask_learning_rate (`float`, *optional*): learning rate of the mask generators. Defaults to `learning_rate`.
+        objective (`"contrastive"`, `"nemo"`, `"mwt"` or `"moda"`, *optional*, defaults to `"contrastive"`):
+            The terms that give every class its own neurons, see `nemo_hf.objectives`. `"moda"` needs
+            `ModularConfig(gate="activation")`.
+        alpha (`float`, *optional*): weight of the contrastive term, or of cohesion.
+        beta (`float`, *optional*): weight of coupling (`"mwt"` and `"moda"` only).
+        temperature (`float`, *optional*, defaults to 0.2): τ of the contrastive term.
+        compactness (`float`, *optional*): weight of the size term, see
+            [`~nemo_hf.objectives.CompactnessLoss`].
+        target_retention (`float`, *optional*): share of open neurons from which the size term stops to pull, in
+            [0, 1].
+        modular_warmup_ratio (`float`, *optional*): share of the training steps, in [0, 1], over which the weights grow
+            linearly from zero, so that the task is learnt before neurons are given up. Other schedules:
+            [`ModularSchedule`].
+        mask_learning_rate (`float`, *optional*): learning rate of the mask generators. Defaults to `learning_rate`,
+            and to five times that for the generators of convolutions.
         group_column (`str`, *optional*): column of the dataset whose groups of samples (integers or `ClassLabel`) get
             neurons of their own, such as the domain or the language. Defaults to the labels of the task.
 
@@ -45,25 +60,42 @@ class ModularTrainingArguments(TrainingArguments):
     ```
     """
 
-    objective: Literal["contrastive", "nemo"] = field(
+    objective: Literal["contrastive", "nemo", "mwt", "moda"] = field(
         default="contrastive",
         metadata={
-            "help": "Term that organises neurons by class: the corrected contrastive loss, or NeMo's as its reference "
-            "computes it."
+            "help": "Terms that organise neurons by class: the corrected contrastive loss, NeMo's as its reference "
+            "computes it, MwT's, or MODA's."
         },
     )
-    alpha: float = field(default=0.1, metadata={"help": "Weight of the contrastive term."})
-    temperature: float = field(default=0.2, metadata={"help": "Temperature of the contrastive term."})
-    compactness: float = field(default=1.0, metadata={"help": "Weight of the size term; 0 switches it off."})
-    target_retention: float = field(
-        default=0.07, metadata={"help": "Mean gate, in (0, 1], from which the size term stops to pull."}
+    alpha: float | None = field(
+        default=None, metadata={"help": "Weight of the contrastive term, or of cohesion. Defaults to the objective's."}
     )
-    modular_warmup_ratio: float = field(
-        default=0.25,
-        metadata={"help": "Share of the steps, in [0, 1], over which alpha and compactness grow from zero."},
+    beta: float | None = field(
+        default=None, metadata={"help": "Weight of coupling, of mwt and moda. Defaults to the objective's."}
+    )
+    temperature: float = field(default=0.2, metadata={"help": "Temperature of the contrastive term."})
+    compactness: float | None = field(
+        default=None, metadata={"help": "Weight of the size term; 0 switches it off. Defaults to the objective's."}
+    )
+    target_retention: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of open neurons, in [0, 1], from which the size term stops to pull. Defaults to the "
+            "objective's."
+        },
+    )
+    modular_warmup_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the steps, in [0, 1], over which alpha, beta and compactness grow from zero. Defaults "
+            "to the objective's."
+        },
     )
     mask_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the mask generators. Defaults to the learning rate."}
+        default=None,
+        metadata={
+            "help": "Learning rate of the mask generators. Defaults to the learning rate, for convolutions times 5."
+        },
     )
     group_column: str | None = field(
         default=None,
@@ -72,23 +104,24 @@ class ModularTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.objective not in ("contrastive", "nemo"):
-            raise NemoValueError(f"objective must be 'contrastive' or 'nemo', got {self.objective!r}.")
-        for name, low in (("alpha", 0), ("compactness", 0), ("mask_learning_rate", 0)):
+        if self.objective not in OBJECTIVE_DEFAULTS:
+            raise NemoValueError(f"objective must be one of {', '.join(OBJECTIVE_DEFAULTS)}, got {self.objective!r}.")
+        if self.beta and not OBJECTIVE_DEFAULTS[self.objective]["beta"]:
+            raise NemoValueError(f"beta={self.beta!r} has no effect: objective={self.objective!r} has no such term.")
+        for name, value in OBJECTIVE_DEFAULTS[self.objective].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        for name in ("alpha", "beta", "compactness", "mask_learning_rate"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= low):
-                raise NemoValueError(f"{name} must be a number from {low} up, got {value!r}.")
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise NemoValueError(f"{name} must be a number from 0 up, got {value!r}.")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise NemoValueError(f"temperature must be above 0, got {self.temperature!r}.")
-        warmup = self.modular_warmup_ratio
-        if not 0 <= warmup <= 1:
-            raise NemoValueError(
-                f"modular_warmup_ratio is a share of the steps and must be in [0, 1], got {warmup!r}."
-            )
-        if not 0 < self.target_retention <= 1:
-            raise NemoValueError(
-                f"target_retention is a share of neurons and must be in (0, 1], got {self.target_retention!r}."
-            )
+        for name, share in (("modular_warmup_ratio", "steps"), ("target_retention", "neurons")):
+            if not 0 <= getattr(self, name) <= 1:
+                raise NemoValueError(
+                    f"{name} is a share of {share} and must be in [0, 1], got {getattr(self, name)!r}."
+                )
         if self.group_column in ("label", "label_ids", "labels", *(self.label_names or ())):
             raise NemoValueError(
                 f"group_column names another column than the labels of the task, got {self.group_column!r}. Leave it "

@@ -20,7 +20,6 @@ sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent / "docs")]
 from models import BERT, VIT, Samples, arguments
 from safetensors.torch import save_file
 from nemo_hf import ModularConfig, ModularTrainer
-from nemo_hf.objectives import OBJECTIVES
 
 torch.set_num_threads(1)
 options = json.loads(sys.argv[3])

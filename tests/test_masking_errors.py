@@ -140,7 +140,7 @@ def test_hold_gates_wants_every_layer_in_its_size():
         ({"skip_first_blocks": True}, "skip_first_blocks must be an integer"),
         ({"generator_hidden_size": 0}, "generator_hidden_size must be an integer from 1 up"),
         ({"generator_init": "closed"}, "generator_init must be one of open, paper, got 'closed'"),
-        ({"gate": "stiff"}, "gate must be one of soft, hard, got 'stiff'"),
+        ({"gate": "stiff"}, "gate must be one of soft, hard, activation, got 'stiff'"),
     ],
     ids=str,
 )

@@ -7,17 +7,16 @@ import pytest
 import torch
 
 from nemo_hf import NemoValueError
-from nemo_hf.objectives import ZERO_NORM, CompactnessLoss, ContrastiveLoss, NemoLoss
+from nemo_hf.objectives import ZERO_NORM, CohesionCouplingLoss, CompactnessLoss, ContrastiveLoss, NemoLoss
 
 
-both_losses = pytest.mark.parametrize("loss_class", [ContrastiveLoss, NemoLoss])
+all_losses = pytest.mark.parametrize("loss_class", [ContrastiveLoss, NemoLoss, CohesionCouplingLoss])
 LABELS = torch.arange(128) % 10
 
 
 def value(loss_class, gates, labels, temperature=0.2, alpha=1.0):
     masks = gates if isinstance(gates, dict) else {"layer": gates}
-    (term,) = loss_class(alpha, temperature)(masks, labels).values()
-    return term
+    return sum(loss_class(alpha, temperature)(masks, labels).values())  # of CohesionCouplingLoss, the second is beta
 
 
 @pytest.mark.parametrize(
@@ -76,6 +75,43 @@ def test_losses_equal_a_naive_loop(loss_class, naive):
     torch.testing.assert_close(value(loss_class, masks, labels, 0.3, 0.7), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1000.0], ids=["gates", "activations"])
+@pytest.mark.parametrize("several", [False, True], ids=["one label each", "several labels each"])
+def test_cohesion_and_coupling_equal_a_naive_loop_in_double_precision(several, scale):
+    """METHOD.md 3 (MwT; MODA on activations), from the definition: cosine similarities of all pairs, one by one."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a": 7, "b": 5, "c": 7}
+    masks = {
+        name: scale * torch.rand(9, width, generator=generator, dtype=torch.float64).sub(0.3).relu()
+        for name, width in shapes.items()
+    }
+    masks["b"][0] = 0  # nothing open: similar to nothing
+    labels = torch.rand(9, 4, generator=generator) > 0.6 if several else torch.tensor([0, 1, 2, 0, 1, 2, 0, 5, 6])
+    lacks, shared = [], []
+    for gates in masks.values():
+        alike, unlike = [], []
+        for i in range(9):
+            for j in range(i):
+                squares = [float(gates[k].square().sum()) + ZERO_NORM for k in (i, j)]
+                similarity = float(gates[i] @ gates[j]) / math.sqrt(squares[0] * squares[1])
+                same = bool((labels[i] & labels[j]).any()) if several else labels[i] == labels[j]
+                (alike if same else unlike).append(similarity)
+        lacks.append(1 - sum(alike) / len(alike))
+        shared.append(sum(unlike) / len(unlike))
+    terms = CohesionCouplingLoss(0.7, 1.3)(masks, labels)
+    assert terms["loss_cohesion"].item() == pytest.approx(0.7 * sum(lacks) / 3, abs=1e-12)
+    assert terms["loss_coupling"].item() == pytest.approx(1.3 * sum(shared) / 3, abs=1e-12)
+
+
+def test_cohesion_and_coupling_have_their_extremes():
+    disjoint = {"layer": torch.nn.functional.one_hot(LABELS, 10).double() * 100}
+    identical = {"layer": torch.full((128, 40), 100.0, dtype=torch.float64)}
+    for masks, expected in ((disjoint, (0, 0)), (identical, (0, 1.5))):
+        assert list(CohesionCouplingLoss(0.5, 1.5)(masks, LABELS).values()) == pytest.approx(expected, abs=1e-7)
+    assert CohesionCouplingLoss(0.5, 1.5)(identical, torch.arange(128))["loss_cohesion"] == 0  # no pairs
+    assert CohesionCouplingLoss(0.5, 1.5)(identical, torch.zeros(128).long())["loss_coupling"] == 0
+
+
 def test_corrected_loss_does_not_prefer_collapsed_gates():
     identical, zero = (value(ContrastiveLoss, gates, LABELS) for gates in (torch.ones(128, 40), torch.zeros(128, 40)))
     disjoint = value(ContrastiveLoss, torch.nn.functional.one_hot(LABELS, 10).float(), LABELS)
@@ -83,7 +119,7 @@ def test_corrected_loss_does_not_prefer_collapsed_gates():
     assert disjoint < identical - 1
 
 
-@both_losses
+@all_losses
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("gates", "labels"),
@@ -118,7 +154,7 @@ def test_a_row_of_zeros_has_a_gradient():
     assert gradient[0].abs().min() > 0
 
 
-@both_losses
+@all_losses
 def test_half_precision_is_close_to_single(loss_class):
     gates = torch.rand(32, 24).to(torch.bfloat16)
     expected = value(loss_class, gates.float(), LABELS[:32])
@@ -134,7 +170,18 @@ def test_compactness_is_a_hinge_on_the_mean_over_all_neurons():
     assert CompactnessLoss(2.0, 0.6)(masks, None)["loss_compactness"] == 0
 
 
-@both_losses
+def test_compactness_of_activations_pulls_until_few_are_active():
+    active = torch.tensor([[8.0, 0.0, 0.0, 4.0], [2.0, 0.0, 6.0, 0.0]], requires_grad=True)
+    for target, weight in ((0.4, 2.0), (0.5, 0.0)):
+        loss = CompactnessLoss(2.0, target, activations=True)({"layer": active}, None)["loss_compactness"]
+        assert loss.item() == pytest.approx(weight * 20 / 8)
+    (gradient,) = torch.autograd.grad(
+        CompactnessLoss(2.0, 0.0, True)({"layer": active}, None)["loss_compactness"], active
+    )
+    torch.testing.assert_close(gradient, torch.full_like(active, 2.0 / 8))
+
+
+@all_losses
 def test_labels_that_are_no_classes_are_refused(loss_class):
     gates = torch.rand(4, 8)
     with pytest.raises(NemoValueError, match="the batch has no labels"):

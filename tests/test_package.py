@@ -14,7 +14,7 @@ FLOORS = [
     {"errors", "config", "distributed", "labels", "groups", "slim"},
     {"metrics", "files", "architectures", "layers", "objectives", "slicing", "collection", "readme", "remote"},
     {"families", "resolution", "training_args", "module_masks", "model_card"},
-    {"cutting", "masking"},
+    {"cutting", "masking", "schedules", "term_averages"},
     {"stock", "statistics", "auto"},
     {"extraction", "trainer", "tasks", "hub", "inspection", "report_plots"},
     {"demo", "report_data"},

@@ -3,12 +3,13 @@
 
 import pytest
 import torch
-from models import BERT, LABELS, VIT, Samples, arguments, over_two_models
+from models import BERT, LABELS, RESNET, VIT, Samples, arguments, over_two_models
 from torch import nn
 from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
 
 from nemo_hf import (
     ModularConfig,
+    ModularSchedule,
     ModularTrainer,
     ModularTrainingArguments,
     NemoRuntimeError,
@@ -17,11 +18,12 @@ from nemo_hf import (
     metrics,
     record_masks,
 )
-from nemo_hf.objectives import OBJECTIVES, CompactnessLoss
+from nemo_hf.objectives import OBJECTIVE_DEFAULTS, CompactnessLoss, ContrastiveLoss
 
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 TERMS = ("loss_task", "loss_contrastive", "loss_compactness")
+PAIR_TERMS = ("loss_task", "loss_cohesion", "loss_coupling", "loss_compactness")
 
 
 def trainer_of(case, output_dir, model=None, **options):
@@ -37,15 +39,20 @@ def training_logs(trainer):
 
 
 @over_two_models
-@pytest.mark.parametrize("objective", ["contrastive", "nemo"])
-def test_terms_are_logged_and_add_up_to_the_loss(case, objective, tmp_path):
-    trainer = trainer_of(case, tmp_path, objective=objective, alpha=0.7, max_steps=4, logging_steps=2)
+@pytest.mark.parametrize(
+    ("objective", "terms"),
+    [("contrastive", TERMS), ("nemo", TERMS), ("mwt", PAIR_TERMS), ("moda", PAIR_TERMS)],
+    ids=["contrastive", "nemo", "mwt", "moda"],
+)
+def test_terms_are_logged_and_add_up_to_the_loss(case, objective, terms, tmp_path):
+    options = {"alpha": 0.7, "compactness": 0.5, "max_steps": 4, "logging_steps": 2}
+    trainer = trainer_of(case, tmp_path, objective=objective, **options)
     trainer.train()
     logs = training_logs(trainer)
     assert len(logs) == 2
     for entry in logs:
-        assert all(entry[name] > 0 for name in TERMS)
-        assert entry["loss"] == pytest.approx(sum(entry[name] for name in TERMS), abs=1e-4)
+        assert all(entry[name] > 0 for name in terms)
+        assert entry["loss"] == pytest.approx(sum(entry[name] for name in terms), abs=1e-4)
         assert 0 < entry["neuron_retention"] <= 1
 
 
@@ -57,7 +64,7 @@ def test_the_loss_is_the_task_loss_plus_the_terms(case, tmp_path):
     with record_masks(model) as gates:
         outputs = model(**batch)
     task = nn.functional.cross_entropy(outputs.logits, batch["labels"])
-    terms = OBJECTIVES["contrastive"](0.7, 0.2)(gates, batch["labels"]) | CompactnessLoss(0.5, 0.2)(gates, None)
+    terms = ContrastiveLoss(0.7, 0.2)(gates, batch["labels"]) | CompactnessLoss(0.5, 0.2)(gates, None)
     expected = task + sum(terms.values())
     torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), expected, atol=1e-6, rtol=1e-6)
     model.eval()
@@ -79,6 +86,51 @@ def test_the_modular_terms_warm_up_with_the_steps(tmp_path):
         for name in ("loss_contrastive", "loss_compactness"):
             assert full[name] > 0
             assert warm[name] == pytest.approx(share * full[name], rel=1e-4)
+
+
+def test_a_schedule_replaces_the_warm_up_of_its_weights(tmp_path):
+    """Nothing is learnt, so that the terms of both runs are the same but for their weights."""
+    logs = {}
+    for schedule in (None, ModularSchedule(compactness=lambda progress: progress**2)):
+        options = {"modular_warmup_ratio": 0.5, "max_steps": 4, "learning_rate": 0.0}
+        trainer = trainer_of(VIT, tmp_path, VIT.model(**NO_DROPOUT), callbacks=schedule and [schedule], **options)
+        trainer.train()
+        logs[schedule is None] = training_logs(trainer)
+    for step, (given, default) in enumerate(zip(logs[False], logs[True], strict=True), start=1):
+        assert given["loss_contrastive"] == pytest.approx(default["loss_contrastive"], rel=1e-5)
+        warmth = min(1, step / 2)
+        assert given["loss_compactness"] * warmth == pytest.approx(
+            default["loss_compactness"] * (step / 4) ** 2, rel=1e-4
+        )
+    with pytest.raises(NemoValueError, match=r"functions of the progress for alpha, beta, compactness; got gamma="):
+        ModularSchedule(gamma=lambda progress: 1.0)
+    with pytest.raises(NemoValueError, match=r"got alpha=0.5"):
+        ModularSchedule(alpha=0.5)
+
+
+def test_generators_of_convolutions_learn_faster(tmp_path):
+    def rates(**options):
+        model = RESNET.model()
+        optimizer = trainer_of(RESNET, tmp_path, model, learning_rate=1e-3, **options).create_optimizer()
+        rate_of = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert len(rate_of) == len(list(model.parameters()))
+        generators = {rate_of[p] for name, p in model.named_parameters() if ".mask_generator." in name}
+        return generators, {rate_of[p] for name, p in model.named_parameters() if ".mask_generator." not in name}
+
+    assert rates() == ({5e-3}, {1e-3})
+    assert rates(mask_learning_rate=2e-3) == ({2e-3}, {1e-3})
+
+
+def test_moda_needs_activations_as_gates(tmp_path):
+    trainer = trainer_of(VIT, tmp_path, objective="moda")
+    assert trainer.modular_config.gate == "activation"
+    assert not [name for name, _ in trainer.model.named_parameters() if "mask_generator" in name]
+    with pytest.raises(
+        NemoValueError, match=r"have gate='soft'.*ModularConfig\(gate='activation'\), or objective='mwt'"
+    ):
+        trainer_of(VIT, tmp_path, objective="moda", modular_config=ModularConfig())
+    with pytest.raises(NemoValueError, match="gate='soft'"):
+        trainer_of(VIT, tmp_path, apply_masks(VIT.model()), objective="moda")
 
 
 @over_two_models
@@ -220,7 +272,7 @@ def test_gradient_accumulation_averages_over_batches(case, tmp_path):
     logs = training_logs(trainer)[0]
     assert logs["loss"] == pytest.approx(sum(losses).item() / 2, abs=1e-4)
     assert logs["loss"] == pytest.approx(sum(logs[name] for name in TERMS), abs=1e-4)
-    expected = reference._drain("train")
+    expected = reference._averages["train"].drain(reference.accelerator)
     assert logs["loss_task"] == pytest.approx(expected["loss_task"], abs=1e-5)
     assert len(gradients.values) == len(list(model.parameters()))
     for name, parameter in reference.model.named_parameters():
@@ -282,7 +334,7 @@ def test_label_smoothing_and_compute_loss_func_live_on(case, tmp_path):
     custom = trainer_of(case, tmp_path, model, compute_loss_func=constant)
     model.train()
     loss = custom.compute_loss(model, dict(batch))
-    observed = custom._drain("train")
+    observed = custom._averages["train"].drain(custom.accelerator)
     assert observed["loss_task"] == 7.0
     assert loss.item() == pytest.approx(sum(observed[name] for name in TERMS), abs=1e-5)
     smoothed.train()
@@ -311,14 +363,16 @@ def test_other_arguments_and_other_configs_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"objective": "moe"}, "objective must be 'contrastive' or 'nemo', got 'moe'"),
+        ({"objective": "moe"}, "objective must be one of contrastive, nemo, mwt, moda, got 'moe'"),
+        ({"beta": 1.0}, "beta=1.0 has no effect: objective='contrastive' has no such term"),
+        ({"objective": "mwt", "beta": -1.0}, "beta must be a number from 0 up, got -1.0"),
         ({"alpha": -1.0}, "alpha must be a number from 0 up, got -1.0"),
         ({"compactness": float("nan")}, "compactness must be a number from 0 up, got nan"),
         ({"mask_learning_rate": -0.1}, "mask_learning_rate must be a number from 0 up"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"modular_warmup_ratio": 1.5}, r"must be in \[0, 1\], got 1.5"),
-        ({"target_retention": 0.0}, r"must be in \(0, 1\], got 0.0"),
-        ({"target_retention": 1.1}, r"must be in \(0, 1\], got 1.1"),
+        ({"target_retention": -0.1}, r"must be in \[0, 1\], got -0.1"),
+        ({"target_retention": 1.1}, r"must be in \[0, 1\], got 1.1"),
     ],
     ids=str,
 )
@@ -328,7 +382,14 @@ def test_argument_values_are_checked(options, text, tmp_path):
 
 
 def test_arguments_parse_from_the_command_line_and_have_help(tmp_path):
-    own = {"objective": "nemo", "alpha": 0.25, "temperature": 0.5, "compactness": 2.0, "target_retention": 0.3}
+    own = {
+        "objective": "mwt",
+        "alpha": 0.25,
+        "beta": 0.75,
+        "temperature": 0.5,
+        "compactness": 2.0,
+        "target_retention": 0.3,
+    }
     own |= {"mask_learning_rate": 0.01, "group_column": "domain", "modular_warmup_ratio": 0.75}
     command = [part for name, value in own.items() for part in (f"--{name}", str(value))]
     parser = HfArgumentParser(ModularTrainingArguments)
@@ -339,6 +400,17 @@ def test_arguments_parse_from_the_command_line_and_have_help(tmp_path):
     for name in fields:
         assert len(ModularTrainingArguments.__dataclass_fields__[name].metadata["help"]) > 10
     assert all(f"--{name}" in parser.format_help() for name in own)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVE_DEFAULTS)
+def test_weights_default_to_those_of_the_objective(objective, tmp_path):
+    args = arguments(tmp_path, objective=objective)
+    found = {name: getattr(args, name) for name in OBJECTIVE_DEFAULTS[objective]}
+    assert found == OBJECTIVE_DEFAULTS[objective]
+    table = [line.split("|")[1:-1] for line in ModularTrainingArguments.__doc__.splitlines() if "|" in line]
+    column = [cell.strip(' "`') for cell in table[0]].index(objective)
+    documented = {cells[0].strip(" `"): cells[column].strip().replace("–", "0") for cells in table[3:]}
+    assert {name: float(cell) for name, cell in documented.items()} == found
 
 
 @over_two_models
