@@ -30,8 +30,9 @@ class Method:
     needs: tuple[str, ...] = ()
 
 
-# The mask generators of the reference code: full width, Kaiming-normal weights, biases one.
-_PAPER_GENERATORS = {"generator_hidden_size": None, "generator_init": "paper"}
+ROW_RATE = "learning_rate"  # as a setting's value: the learning rate of the row
+# The mask generators of the reference code: full width, Kaiming-normal weights, biases one, trained like the weights.
+_PUBLISHED = {"generator_hidden_size": None, "generator_init": "paper", "mask_learning_rate": ROW_RATE}
 
 METHODS = {
     "standard": Method("the plain model; its modules are itself, logits restricted to the labels", kind="plain"),
@@ -41,8 +42,8 @@ METHODS = {
         gates=("binary",),
         needs=("standard", "nemo_hf"),
     ),
-    "mwt": Method("Modularizing-while-Training", "modular", {"objective": "mwt", **_PAPER_GENERATORS}, ("binary",)),
+    "mwt": Method("Modularizing-while-Training", "modular", {"objective": "mwt", **_PUBLISHED}, ("binary",)),
     "moda": Method("MODA", "modular", {"objective": "moda", "gate": "activation"}, ("binary",)),
-    "nemo": Method("NeMo as published", "modular", {"objective": "nemo", **_PAPER_GENERATORS}, ("binary",)),
+    "nemo": Method("NeMo as published", "modular", {"objective": "nemo", **_PUBLISHED}, ("binary",)),
     "nemo_hf": Method("the defaults of nemo_hf", "modular", gates=("mean", "binary")),
 }

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from methods import METHODS, Method
+from methods import METHODS, ROW_RATE, Method
 from recipes import DATASETS, SUITES, Row
 
 
@@ -132,6 +132,7 @@ class Plan:
         # What was overridden wins over what the row says of the method.
         overridden = {k: v for k, v in method.settings.items() if METHODS[base].settings.get(k, ...) != v}
         settings = {**METHODS[base].settings, **recipe.pop("settings").get(base, {}), **overridden}
+        settings = {k: recipe["learning_rate"] if v == ROW_RATE else v for k, v in settings.items()}
         return {
             "suite": self.args.suite,
             "row": row,

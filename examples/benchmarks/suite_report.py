@@ -30,10 +30,11 @@ COLUMNS = {
     "cohesion": "cohesion",
     "coupling": "coupling",
     "overlap": "overlap",
-    "time_ratio": "training time",
-    "memory_ratio": "memory",
+    "seconds_ratio": "training time",
+    "cpu_seconds_ratio": "processor time",
+    "peak_memory_ratio": "memory",
 }
-PERCENT = {*COLUMNS} - {"cohesion", "coupling", "overlap", "time_ratio", "memory_ratio"}
+NO_PERCENT = {"cohesion", "coupling", "overlap", "seconds_ratio", "cpu_seconds_ratio", "peak_memory_ratio"}
 COLOURS = {"standard": "#7f7f7f", "magnitude": "#b08d57", "mwt": "#1f77b4", "moda": "#2ca02c", "nemo": "#9467bd"}
 OWN_COLOURS = ("#d62728", "#ff9896", "#e377c2", "#ff7f0e", "#bcbd22", "#17becf")
 
@@ -91,8 +92,7 @@ def collect(folder: Path) -> list[dict[str, Any]]:
             run = summarise(result, gates)
             reference = plain.get((spec["row"], spec["seed"]))
             if reference and result["training"]:
-                run["time_ratio"] = result["training"]["seconds"] / reference["seconds"]
-                run["memory_ratio"] = result["training"]["peak_memory"] / reference["peak_memory"]
+                run |= {f"{name}_ratio": value / reference[name] for name, value in result["training"].items()}
             empty = {"row": spec["row"], "method": spec["method"], "name": name, "seeds": [], "runs": []}
             entry = entries.setdefault((spec["row"], name), empty)
             entry["seeds"].append(spec["seed"])
@@ -127,9 +127,9 @@ def _table(header: list[str], lines: list[list[str]]) -> str:
 def _main_table(entries: list[dict[str, Any]]) -> str:
     lines = []
     for entry in entries:
-        cells = [_cell([run.get(column) for run in entry["runs"]], column in PERCENT) for column in COLUMNS]
+        cells = [_cell([run.get(column) for run in entry["runs"]], column not in NO_PERCENT) for column in COLUMNS]
         lines.append([entry["name"], *cells])
-    header = [f"{title}, %" if column in PERCENT else title for column, title in COLUMNS.items()]
+    header = [title if column in NO_PERCENT else f"{title}, %" for column, title in COLUMNS.items()]
     return _table(["method", *header], lines)
 
 

@@ -7,6 +7,7 @@ process of its own, with a folder that holds `spec.json`; `result.json` appears 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import resource
 import sys
@@ -27,6 +28,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import get_last_checkpoint
 
 from nemo_hf import ModularConfig, ModularTrainer, ModularTrainingArguments, collect_statistics, extract_module, tasks
+from nemo_hf.objectives import distillation_loss
 
 
 UNFINISHED = 75  # exit code: stopped by the time limit, with a checkpoint
@@ -48,17 +50,19 @@ class Pieces(TrainerCallback):
 
     def __init__(self, file: Path, deadline: float):
         self.file, self.deadline = file, deadline
-        self.before = json.loads(file.read_text()) if file.exists() else {"seconds": 0.0, "peak_memory": 0}
-        self.start = time.monotonic()
+        nothing = {"seconds": 0.0, "cpu_seconds": 0.0, "peak_memory": 0}
+        self.before = json.loads(file.read_text()) if file.exists() else nothing
 
     def progress(self) -> dict[str, float]:
+        """Seconds and bytes until now. Where other programs run as well, the time of the processor says more."""
         return {
             "seconds": self.before["seconds"] + time.monotonic() - self.start,
+            "cpu_seconds": self.before["cpu_seconds"] + time.process_time() - self.cpu_start,
             "peak_memory": max(self.before["peak_memory"], peak_memory()),
         }
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.start = time.monotonic()
+        self.start, self.cpu_start = time.monotonic(), time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if time.monotonic() > self.deadline:
@@ -75,12 +79,15 @@ class PlainTrainer(Trainer):
     """
 
     teacher_model: nn.Module | None = None
-    _distillation_loss = ModularTrainer._distillation_loss
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         if self.teacher_model is None:
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
-        loss, outputs = self._distillation_loss(model, inputs)
+        outputs = model(pixel_values=inputs["pixel_values"])
+        with torch.no_grad():
+            teacher_logits = self.teacher_model(pixel_values=inputs["pixel_values"]).logits
+        heads = (outputs.cls_logits, outputs.distillation_logits)
+        loss = distillation_loss(*heads, teacher_logits, inputs["labels"])
         return (loss, outputs) if return_outputs else loss
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -277,7 +284,14 @@ def main() -> None:
     parser.add_argument("--dataset", required=True, help="name of the data set, or a folder")
     parser.add_argument("--time_limit", type=float, default=float("inf"), help="stop after so many seconds")
     args = parser.parse_args()
-    run = Run(args.folder, args.dataset, time.monotonic() + args.time_limit)
+    deadline = time.monotonic() + args.time_limit
+    lock = (args.folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends, however it ends
+    except BlockingIOError:
+        print("Another process is at this run.")
+        sys.exit(UNFINISHED)
+    run = Run(args.folder, args.dataset, deadline)
     training: dict[str, Any] = {}
     try:
         if run.spec["kind"] != "pruned":
