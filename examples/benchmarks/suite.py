@@ -175,9 +175,9 @@ class Runner:
 
     def run(self) -> int:
         """All that is missing; the exit code."""
-        waiting = [run for run in self.runs.values() if not run.done]
-        for run in waiting:
+        for run in self.runs.values():
             run.prepare()
+        waiting = [run for run in self.runs.values() if not run.done]
         active: dict[Future[str], PlannedRun] = {}
         with ThreadPoolExecutor(self.args.jobs) as pool:
             while waiting or active:
