@@ -21,7 +21,7 @@ from .errors import NemoRuntimeError, NemoValueError
 from .groups import check_group_column, check_groups, group_names
 from .labels import as_membership, check_labels
 from .layers import MaskedConv2d
-from .masking import apply_masks, is_masked, masked_layers, modular_config, record_masks
+from .masking import apply_masks, is_masked, masked_layers, mix_gates, modular_config, record_masks
 from .model_card import check_card, shown_source, write_modular_card
 from .objectives import CompactnessLoss, distillation_loss, make_objective
 from .resolution import resolve_parts
@@ -34,6 +34,7 @@ from .training_args import ModularTrainingArguments
 logger = logging.get_logger(__name__)
 
 TEACHER_CLASS_SUFFIX = "WithTeacher"
+MOST_MIXED = 10  # samples that share their gates in training
 # Gates of convolutions need larger steps than those of linear layers: see docs/benchmarks.md.
 CONVOLUTION_RATE = 5.0
 
@@ -192,7 +193,9 @@ class ModularTrainer(Trainer):
         multi_label = classes.dim() > 1 or self.model.config.problem_type == "multi_label_classification"
         if multi_label and "labels" in inputs and self.compute_loss_func is None:
             inputs["labels"] = inputs["labels"].float()  # the multi-label loss of transformers takes no integers
-        with record_masks(self._unwrapped(model)) as masks:
+        masked = self._unwrapped(model)
+        mixing_ratio = self.args.gate_mixing_ratio if model.training else 0.0
+        with record_masks(masked) as masks, mix_gates(masked, mixing_ratio, min(MOST_MIXED, masked.config.num_labels)):
             # Without the number of items the task loss is a mean over this batch, like the other terms.
             if self._has_distillation_head and self.compute_loss_func is None and self.label_smoother is None:
                 task_loss, outputs = self._distillation_loss(model, inputs)

@@ -30,7 +30,8 @@ processes = int(os.environ.get("WORLD_SIZE", 1))
 batch_size = 8 if options.get("accelerator_config") else 8 // processes  # split by Accelerate, or by us
 args = arguments(
     sys.argv[2], per_device_train_batch_size=batch_size, optim="sgd", learning_rate=0.5, max_grad_norm=0.0,
-    lr_scheduler_type="constant", alpha=0.7, temperature=0.5, modular_warmup_ratio=0.0, **options,
+    lr_scheduler_type="constant", alpha=0.7, temperature=0.5, modular_warmup_ratio=0.0, gate_mixing_ratio=0.0,
+    **options,
 )
 model = case.model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).to(dtype)
 data = [
