@@ -263,8 +263,17 @@ def arguments() -> argparse.Namespace:
     unknown = set(args.rows or []) - set(SUITES[args.suite])
     if unknown:
         parser.error(f"unknown rows {', '.join(sorted(unknown))}; {args.suite} has {', '.join(SUITES[args.suite])}")
-    if args.override and not args.tag:
-        parser.error("--override needs --tag, the name of the settings in the tables")
+    if bool(args.override) != bool(args.tag):
+        parser.error("--override and --tag, the name of the settings in the tables, go together")
+    for override in args.override:
+        method, _, setting = override.partition(".")
+        if method not in args.methods or "=" not in setting:
+            parser.error(
+                f"--override takes METHOD.SETTING=VALUE with one of {', '.join(args.methods)}; got {override}"
+            )
+    for place in args.data:
+        if place.partition("=")[0] not in DATASETS or "=" not in place:
+            parser.error(f"--data takes NAME=FOLDER of {', '.join(DATASETS)}; got {place}")
     return args
 
 

@@ -123,7 +123,7 @@ class Modules:
             figures.append({"labels": labels, "gates": gates, "latency_ratio": ratio, **self._sizes(module)})
         return figures
 
-    def finetuned(self, cut: Cut, gates: str, arguments: TrainingArguments) -> list[dict[str, Any]]:
+    def finetuned(self, cut: Cut, gates: str, arguments: TrainingArguments, optimizer: Any) -> list[dict[str, Any]]:
         """A few modules before and after training on the samples of their labels by the `Trainer` of transformers."""
         figures = []
         for size in self._some_sizes():
@@ -137,6 +137,7 @@ class Modules:
                     train_dataset=train,
                     data_collator=self.task.collator,
                     compute_loss_func=_cross_entropy,
+                    optimizer_cls_and_kwargs=optimizer,
                 ).train()
                 accuracies = {"accuracy": before, "finetuned_accuracy": self._accuracy(module, labels)}
                 figures.append({"labels": labels, "gates": gates, **accuracies})

@@ -77,8 +77,9 @@ def collect(folder: Path) -> list[dict[str, Any]]:
     All results below a folder, those of one row, method and kind of gates together.
 
     Returns:
-        `list[dict[str, Any]]`: `row`, `method`, `name` (with the gates if there are several), `seeds` and `runs`,
-        one of [`summarise`] for each seed, with time and memory relative to the plain model of the same seed.
+        `list[dict[str, Any]]`: `row`, `method`, `name` (with the gates if there are several), `measured` (where and on
+        what), `seeds` and `runs`, one of [`summarise`] for each seed, with time and memory relative to the plain model
+        of the same seed.
     """
     results = [json.loads(file.read_text()) for file in sorted(folder.glob("runs/*/*/seed*/result.json"))]
     plain = {
@@ -93,12 +94,21 @@ def collect(folder: Path) -> list[dict[str, Any]]:
             reference = plain.get((spec["row"], spec["seed"]))
             if reference and result["training"]:
                 run |= {f"{name}_ratio": value / reference[name] for name, value in result["training"].items()}
-            empty = {"row": spec["row"], "method": spec["method"], "name": name, "seeds": [], "runs": []}
+            empty = {"row": spec["row"], "method": spec["method"], "name": name, "measured": _conditions(result)}
+            empty |= {"seeds": [], "runs": []}
             entry = entries.setdefault((spec["row"], name), empty)
             entry["seeds"].append(spec["seed"])
             entry["runs"].append(run)
     order = list(METHODS)
     return sorted(entries.values(), key=lambda entry: (entry["row"], order.index(entry["method"].partition("@")[0])))
+
+
+def _conditions(result: Mapping[str, Any]) -> str:
+    spec = result["spec"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    scale = "" if spec["scale"] == 1 else f", at {spec['scale']:g} of its size"
+    samples = "held-out training samples" if spec["validation"] else "the test set"
+    return f"on {samples}{scale}; {versions}; {result['device']}"
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -158,7 +168,9 @@ def _sample_table(entries: list[dict[str, Any]], kind: str, columns: Mapping[str
 def _sections(entries: list[dict[str, Any]], plot: str) -> Iterable[str]:
     seeds = sorted({seed for entry in entries for seed in entry["seeds"]})
     yield f"## {entries[0]['row']}\n"
-    yield f"Seeds {', '.join(map(str, seeds))}.\n"
+    for measured in dict.fromkeys(entry["measured"] for entry in entries):
+        names = ", ".join(entry["name"] for entry in entries if entry["measured"] == measured)
+        yield f"Seeds {', '.join(map(str, seeds))}, {measured}: {names}.\n"
     yield _main_table(entries)
     yield f"![Accuracy and size of modules]({plot})\n"
     yield "Accuracy of modules without fine-tuning, %:\n"

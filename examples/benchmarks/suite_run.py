@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +154,7 @@ class Run:
     def _trainer(self) -> Trainer:
         model = self.task.new_model(self.spec["seed"])
         options: dict[str, Any] = {"train_dataset": self.task.train, "data_collator": self._training_collator()}
-        if self.row.published_recipe:
-            sgd = {"lr": self.row.learning_rate, "momentum": 0.9, "nesterov": True}
-            options["optimizer_cls_and_kwargs"] = (torch.optim.SGD, sgd)
+        options["optimizer_cls_and_kwargs"] = self._optimizer(self.row.learning_rate)
         teacher = self._teacher()
         if self.spec["kind"] == "modular":
             arguments = ModularTrainingArguments(**self._training_arguments(), **self.arguments)
@@ -167,6 +165,12 @@ class Run:
 
     def _config(self) -> ModularConfig:
         return ModularConfig(**self.modular_config)
+
+    def _optimizer(self, rate: float) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+        """`None` for AdamW, which the Trainer makes."""
+        return (
+            (torch.optim.SGD, {"lr": rate, "momentum": 0.9, "nesterov": True}) if self.row.published_recipe else None
+        )
 
     def _training_collator(self) -> Callable[[list[Any]], Any]:
         if not self.row.published_recipe:
@@ -251,11 +255,10 @@ class Run:
         gates = self.spec["gates"]
         figures = {"modules": modules.cut(cut, gates), "latencies": modules.latencies(cut, gates[0])}
         if self.spec["finetune_epochs"]:
-            arguments = TrainingArguments(
-                **{**self._training_arguments(), "num_train_epochs": self.spec["finetune_epochs"]},
-            )
-            arguments = replace(arguments, learning_rate=self.row.learning_rate / 10, save_strategy="no")
-            figures["finetuned"] = modules.finetuned(cut, gates[0], arguments)
+            rate = self.row.learning_rate / 10
+            changed = {"num_train_epochs": self.spec["finetune_epochs"], "learning_rate": rate, "save_strategy": "no"}
+            arguments = TrainingArguments(**{**self._training_arguments(), **changed})
+            figures["finetuned"] = modules.finetuned(cut, gates[0], arguments, self._optimizer(rate))
         return figures
 
     def _accuracy(self, model: PreTrainedModel) -> float:
@@ -300,13 +303,13 @@ def main() -> None:
             raise Unfinished
     except Unfinished:
         sys.exit(UNFINISHED)
+    on_gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if on_gpu else f"processor, {torch.get_num_threads()} thread(s)"
     result = {
         "spec": run.spec,
         "modular_config": run._config().to_dict() if run.spec["kind"] == "modular" else None,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"cpu, {torch.get_num_threads()} threads",
+        "device": device,
         "training": training,
         **run.measure(),
     }
