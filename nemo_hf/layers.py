@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from .errors import NemoRuntimeError, NemoValueError
@@ -23,7 +23,7 @@ OPEN_NOISE = 0.1
 class MaskState:
     """
     What the masked layers of one model share during a forward pass: which tokens are real, where gates are recorded,
-    and gates that are held constant.
+    gates that are held constant, and which samples share their gates.
 
     A pre-hook of the model (or of its encoder, where only that sees the mask over tokens) fills in the tokens; they
     stay until the next forward pass, because gradient checkpointing computes gates again during the backward pass.
@@ -42,6 +42,8 @@ class MaskState:
         self.on_the_way: dict[str, torch.Tensor] = {}  # gates of convolutions that wait for the norm behind them
         self.recorded: dict[str, torch.Tensor] | None = None
         self.held: dict[str, torch.Tensor] | None = None
+        self.mixing: tuple[float, int] | None = None  # share of the samples, largest number of samples that share
+        self.mixture: torch.Tensor | None = None  # (batch_size, batch_size), each row sums to one
 
     def before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: remember which tokens of this batch are real, and start a new record."""
@@ -54,7 +56,9 @@ class MaskState:
                 f"got shape {tuple(mask.shape)}."
             )
         self.token_weights = None if mask is None else (mask / mask.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(1)
-        self.batch_size = _batch_size((*args, *kwargs.values()))
+        first = next((x for x in (*args, *kwargs.values()) if torch.is_tensor(x) and x.dim()), None)
+        self.batch_size = 0 if first is None else len(first)
+        self.mixture = None if self.mixing is None else draw_mixture(self.batch_size, *self.mixing, first.device)
         self.on_the_way.clear()
         if self.recorded is not None:
             self.recorded.clear()
@@ -71,7 +75,7 @@ class MaskState:
         if inputs.dim() > 3:
             inputs = inputs.flatten(1, -2)
         if self.token_weights is None:
-            return inputs.mean(1)
+            return mean_over(inputs, 1)
         if self.token_weights.shape[-1] != inputs.shape[1]:
             raise NemoRuntimeError(
                 f"A masked layer got {inputs.shape[1]} tokens but the attention_mask has "
@@ -91,8 +95,28 @@ class MaskState:
             self.recorded[name] = gates
 
 
-def _batch_size(inputs: Iterable[Any]) -> int:
-    return next((value.shape[0] for value in inputs if torch.is_tensor(value) and value.dim()), 0)
+def mean_over(inputs: torch.Tensor, dims: int | tuple[int, ...]) -> torch.Tensor:
+    """The mean, divided after the sum: the backward pass of `mean` would divide a copy as large as the inputs."""
+    if inputs.dtype == torch.float16:  # the sum might not fit
+        return inputs.mean(dims)
+    total = inputs.sum(dims)
+    return total / (inputs.numel() // total.numel())
+
+
+def draw_mixture(batch_size: int, ratio: float, largest: int, device: torch.device) -> torch.Tensor:
+    """
+    Which samples share their gates: a share `ratio` of them take the mean over themselves and some random others, from
+    two samples up to `largest` in all; the rest keep their own.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, batch_size)`: weights; each row sums to one.
+    """
+    numbers = torch.randint(2, max(2, largest) + 1, (batch_size,), device=device)
+    mixed = torch.rand(batch_size, device=device) < ratio
+    numbers = torch.where(mixed, numbers, 1).clamp(max=batch_size)
+    order = torch.rand(batch_size, batch_size, device=device).fill_diagonal_(-1)  # oneself first, then random others
+    chosen = order.argsort(1).argsort(1) < numbers[:, None]
+    return chosen / numbers[:, None]
 
 
 class _StraightThroughStep(torch.autograd.Function):
@@ -107,6 +131,30 @@ class _StraightThroughStep(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         (logits,) = ctx.saved_tensors
         return grad * (1 - torch.tanh(logits).square())
+
+
+class _Gated(torch.autograd.Function):
+    """
+    `outputs · gates`, gates broadcast, for a product that the next operation remembers: the gradient of a gate is
+    `Σ grad · outputs = Σ grad · product / gate`, so that the outputs themselves need not be remembered too. For soft
+    gates: a closed one gets no gradient, which the ReLU that closed it would stop anyway.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, outputs: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        product = outputs * gates
+        ctx.save_for_backward(product, gates)
+        return product
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        product, gates = ctx.saved_tensors
+        broadcast = [dim for dim, size in enumerate(gates.shape) if size != product.shape[dim]]
+        grad_gates = grad * product
+        if broadcast:
+            grad_gates = grad_gates.sum(broadcast, keepdim=True)
+        return grad * gates, torch.where(gates > 0, grad_gates / gates, 0)
 
 
 class MaskGenerator(nn.Module):
@@ -201,7 +249,7 @@ class MaskedLayer(nn.Module):
             return None
         gates = self.mask_generator(self.mean(inputs))
         state.record(self.layer_name, gates)
-        return gates
+        return gates if state.mixture is None else state.mixture.to(gates.dtype) @ gates
 
     def mean(self, inputs: torch.Tensor) -> torch.Tensor:
         """The mean input of every sample, of shape `(batch_size, in_features)`."""
@@ -213,11 +261,19 @@ class MaskedLayer(nn.Module):
 
 
 class _MaskedTokenLayer(MaskedLayer):
-    """A masked layer whose neurons are the last dimension of its output."""
+    """
+    A masked layer whose neurons are the last dimension of its output.
 
-    def __init__(self, *args: Any, windowed: bool = False):
+    Args:
+        windowed (`bool`, *optional*, defaults to `False`): whether its inputs are windows of the samples.
+        remembered (`bool`, *optional*, defaults to `False`): whether what follows remembers its input for the backward
+            pass, so that the masked layer can use that instead of an activation of its own.
+    """
+
+    def __init__(self, *args: Any, windowed: bool = False, remembered: bool = False):
         super().__init__(*args)
         self.windowed = windowed
+        self.remembered = remembered
 
     def mean(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.mask_state.token_mean(inputs, self.windowed)
@@ -231,11 +287,13 @@ class _MaskedTokenLayer(MaskedLayer):
             if self.windowed:
                 gates = gates.repeat_interleave(inputs.shape[0] // gates.shape[0], dim=0)
             gates = gates.view(gates.shape[0], *[1] * (outputs.dim() - 2), -1)
+        if self.remembered and gates.requires_grad and self.mask_generator.gate == "soft":
+            return _Gated.apply(outputs, gates)
         return outputs * gates
 
 
 class MaskedLinear(_MaskedTokenLayer, nn.Linear):
-    """A masked linear layer; see [`MaskedLayer`]. With `windowed`, its inputs are windows of the samples."""
+    """A masked linear layer; see [`MaskedLayer`]."""
 
 
 class MaskedConv1D(_MaskedTokenLayer, Conv1D):
@@ -255,7 +313,7 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         self.norm = norm
 
     def mean(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs.mean((2, 3))
+        return mean_over(inputs, (2, 3))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         outputs = super().forward(inputs)
@@ -333,6 +391,6 @@ def _plain_again(layer: nn.Module, plain_class: type[nn.Module]) -> nn.Module:
     plain = plain_class.__new__(plain_class)
     _take_over(plain, layer)
     plain._modules.pop("mask_generator", None)
-    for name in ("plain_class", "layer_name", "mask_state", "windowed", "norm"):
+    for name in ("plain_class", "layer_name", "mask_state", "windowed", "remembered", "norm"):
         plain.__dict__.pop(name, None)
     return plain

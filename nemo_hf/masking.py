@@ -75,7 +75,8 @@ def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> 
         )
     encoder = model.get_submodule(resolve_architecture(model).encoder)
     forward_arguments = list(inspect.signature(encoder.forward).parameters)
-    state = MaskState(forward_arguments.index("attention_mask") if "attention_mask" in forward_arguments else None)
+    position = forward_arguments.index("attention_mask") if "attention_mask" in forward_arguments else None
+    state = MaskState(position)
     for layer in layers:
         _mask_layer(model, layer, config, state)
         state.layers.append(layer.name)
@@ -273,8 +274,9 @@ def record_masks(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
         model (`nn.Module`): a modular model.
 
     Yields:
-        `dict[str, torch.Tensor]`: for every masked layer the very gates that multiplied its outputs, of shape
-        `(batch_size, num_neurons)`, attached to the graph. Filled by the forward pass; a further pass replaces it.
+        `dict[str, torch.Tensor]`: for every masked layer the very gates that multiplied its outputs (or that
+        [`mix_gates`] mixed), of shape `(batch_size, num_neurons)`, attached to the graph. Filled by the forward pass;
+        a further pass replaces it.
 
     Raises:
         [`~nemo_hf.errors.NemoRuntimeError`]: on leaving, if the model ran but some masked layers were never called.
@@ -301,6 +303,26 @@ def record_masks(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
             f"The forward pass never called {len(silent)} masked layers, so their masks do nothing: "
             f"{', '.join(silent[:4])}{', …' if len(silent) > 4 else ''}. Exclude them with `target_modules`."
         )
+
+
+@contextlib.contextmanager
+def mix_gates(model: nn.Module, ratio: float, largest: int) -> Iterator[None]:
+    """
+    Let samples of a batch share their gates in the forward pass that runs inside the context: a share of them is
+    multiplied by the mean gates of several random samples, as the samples of a module for several labels are. What
+    [`record_masks`] yields are the gates of each sample itself.
+
+    Args:
+        model (`nn.Module`): a modular model.
+        ratio (`float`): share of the samples, in [0, 1].
+        largest (`int`): at most so many samples share, from two up.
+    """
+    state = mask_state(model)
+    state.mixing = (ratio, largest) if ratio else None
+    try:
+        yield
+    finally:
+        state.mixing = None
 
 
 @contextlib.contextmanager
@@ -355,7 +377,8 @@ def _mask_layer(model: nn.Module, layer: MaskableLayer, config: ModularConfig, s
         masked = MaskedConv2d(plain, layer.name, state, generator, norm=layer.norm)
     else:
         masked_class = MaskedConv1D if isinstance(plain, Conv1D) else MaskedLinear
-        masked = masked_class(plain, layer.name, state, generator, windowed=layer.windowed)
+        options = {"windowed": layer.windowed, "remembered": layer.remembered}
+        masked = masked_class(plain, layer.name, state, generator, **options)
     _replace(model, layer.name, masked)
     if layer.norm is not None:
         _replace(model, layer.norm, GatedBatchNorm2d(model.get_submodule(layer.norm), layer.norm, state))

@@ -255,6 +255,7 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, float]] = {
         "compactness": 1.0,
         "target_retention": 0.07,
         "modular_warmup_ratio": 0.25,
+        "gate_mixing_ratio": 0.5,
     },
     "nemo": {
         "alpha": 0.1,
@@ -262,6 +263,7 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, float]] = {
         "compactness": 0.0,
         "target_retention": 0.07,
         "modular_warmup_ratio": 0.0,
+        "gate_mixing_ratio": 0.0,
     },
     "mwt": {
         "alpha": 0.5,
@@ -269,6 +271,7 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, float]] = {
         "compactness": 0.0,
         "target_retention": 0.07,
         "modular_warmup_ratio": 0.0,
+        "gate_mixing_ratio": 0.0,
     },
     "moda": {
         "alpha": 1.0,
@@ -276,5 +279,6 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, float]] = {
         "compactness": 0.3,
         "target_retention": 0.0,
         "modular_warmup_ratio": 0.0,
+        "gate_mixing_ratio": 0.0,
     },
 }

@@ -43,6 +43,8 @@ class MaskableLayer:
         group (`str`): `"attention"`, `"ffn"` or `"convolution"`.
         norm (`str`, *optional*): the batch norm whose output its gates multiply, instead of its own.
         windowed (`bool`): whether it sees windows as samples.
+        remembered (`bool`): whether what follows, an attention or an activation, remembers its output for the backward
+            pass.
         activation (`str`, *optional*): the element-wise activation of its neurons, of this layer alone and zero at
             zero. Units of a gated feed-forward layer are activated in the layer that the table calls `gate`.
         reason (`str`, *optional*): why this model cannot be cut there, so that the layer is not masked.
@@ -53,6 +55,7 @@ class MaskableLayer:
     group: Literal["attention", "ffn", "convolution"]
     norm: str | None = None
     windowed: bool = False
+    remembered: bool = False
     activation: str | None = None
     reason: str | None = None
 
@@ -168,7 +171,9 @@ def _attention_layers(model: nn.Module, block: int, part: Attention) -> Iterator
     for role in ATTENTION_ROLES:
         path: str = getattr(part, role)
         reason = part.reasons.get(role, None if path in (part.value, part.output) else normalised)
-        yield MaskableLayer(path, block, "attention", windowed=part.windowed, reason=reason)
+        yield MaskableLayer(
+            path, block, "attention", windowed=part.windowed, remembered=role != "output", reason=reason
+        )
 
 
 def _feed_forward_layers(model: nn.Module, block: int, part: FeedForward) -> Iterator[MaskableLayer]:
@@ -180,7 +185,7 @@ def _feed_forward_layers(model: nn.Module, block: int, part: FeedForward) -> Ite
     for path in (part.gate, part.up):
         if path is not None:
             activation = part.activation if path == activated else None
-            yield MaskableLayer(path, block, "ffn", activation=activation, reason=reason)
+            yield MaskableLayer(path, block, "ffn", remembered=True, activation=activation, reason=reason)
     yield MaskableLayer(part.down, block, "ffn")
 
 

@@ -10,17 +10,18 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
 from . import distributed
 from .auto import AutoModularModel
+from .checkpoints import resumable_checkpoint, writing_checkpoint
 from .config import ModularConfig
 from .errors import NemoRuntimeError, NemoValueError
 from .groups import check_group_column, check_groups, group_names
 from .labels import as_membership, check_labels
 from .layers import MaskedConv2d
-from .masking import apply_masks, is_masked, masked_layers, modular_config, record_masks
+from .masking import apply_masks, is_masked, masked_layers, mix_gates, modular_config, record_masks
 from .model_card import check_card, shown_source, write_modular_card
 from .objectives import CompactnessLoss, distillation_loss, make_objective
 from .resolution import resolve_parts
@@ -34,6 +35,7 @@ from .training_args import ModularTrainingArguments
 logger = logging.get_logger(__name__)
 
 TEACHER_CLASS_SUFFIX = "WithTeacher"
+MOST_MIXED = 10  # samples that share their gates in training
 # Gates of convolutions need larger steps than those of linear layers: see docs/benchmarks.md.
 CONVOLUTION_RATE = 5.0
 
@@ -199,7 +201,9 @@ class ModularTrainer(Trainer):
         multi_label = classes.dim() > 1 or self.model.config.problem_type == "multi_label_classification"
         if multi_label and "labels" in inputs and self.compute_loss_func is None:
             inputs["labels"] = inputs["labels"].float()  # the multi-label loss of transformers takes no integers
-        with record_masks(self._unwrapped(model)) as masks:
+        masked = self._unwrapped(model)
+        mixing_ratio = self.args.gate_mixing_ratio if model.training else 0.0
+        with record_masks(masked) as masks, mix_gates(masked, mixing_ratio, min(MOST_MIXED, masked.config.num_labels)):
             # Without the number of items the task loss is a mean over this batch, like the other terms.
             if self._has_distillation_head and self.compute_loss_func is None and self.label_smoother is None:
                 task_loss, outputs = self._distillation_loss(model, inputs)
@@ -357,6 +361,14 @@ class ModularTrainer(Trainer):
         )
 
     # ---- Checkpoints ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """That of transformers; `resume_from_checkpoint=True` takes the last checkpoint that was written whole."""
+        return super().train(resumable_checkpoint(resume_from_checkpoint, self.args.output_dir), *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with writing_checkpoint(self, trial):
+            super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # Checkpoints of ViT and others carry other names than the live parameters. `Trainer` reads the file by the

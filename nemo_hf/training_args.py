@@ -13,6 +13,9 @@ from .errors import NemoValueError
 from .objectives import OBJECTIVE_DEFAULTS
 
 
+SHARES = (("modular_warmup_ratio", "steps"), ("target_retention", "neurons"), ("gate_mixing_ratio", "samples"))
+
+
 @dataclass
 class ModularTrainingArguments(TrainingArguments):
     """
@@ -29,6 +32,7 @@ class ModularTrainingArguments(TrainingArguments):
     | `compactness` | 1.0 | 0 | 0 | 0.3 |
     | `target_retention` | 0.07 | 0.07 | 0.07 | 0 |
     | `modular_warmup_ratio` | 0.25 | 0 | 0 | 0 |
+    | `gate_mixing_ratio` | 0.5 | 0 | 0 | 0 |
 
     Args:
         objective (`"contrastive"`, `"nemo"`, `"mwt"` or `"moda"`, *optional*, defaults to `"contrastive"`):
@@ -44,6 +48,9 @@ class ModularTrainingArguments(TrainingArguments):
         modular_warmup_ratio (`float`, *optional*): share of the training steps, in [0, 1], over which the weights grow
             linearly from zero, so that the task is learnt before neurons are given up. Other schedules:
             [`ModularSchedule`].
+        gate_mixing_ratio (`float`, *optional*): share of the samples, in [0, 1], that are multiplied in training by
+            the mean gates of several samples of the batch instead of their own: what happens to them in a module for
+            several labels, whose gates are constant. Each process draws from its own batch.
         mask_learning_rate (`float`, *optional*): learning rate of the mask generators. Defaults to `learning_rate`,
             and to five times that for the generators of convolutions.
         group_column (`str`, *optional*): column of the dataset whose groups of samples (integers or `ClassLabel`) get
@@ -95,6 +102,13 @@ class ModularTrainingArguments(TrainingArguments):
             "to the objective's."
         },
     )
+    gate_mixing_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the samples, in [0, 1], that are multiplied by the mean gates of several samples of the "
+            "batch, as in a module for several labels. Defaults to the objective's."
+        },
+    )
     mask_learning_rate: float | None = field(
         default=None,
         metadata={
@@ -125,7 +139,7 @@ class ModularTrainingArguments(TrainingArguments):
                 raise NemoValueError(f"{name} must be a number from 0 up, got {value!r}.")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise NemoValueError(f"temperature must be above 0, got {self.temperature!r}.")
-        for name, share in (("modular_warmup_ratio", "steps"), ("target_retention", "neurons")):
+        for name, share in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise NemoValueError(
                     f"{name} is a share of {share} and must be in [0, 1], got {getattr(self, name)!r}."

@@ -2,12 +2,12 @@
 """The convolutional networks of examples/benchmarks/cnns.py, which a user's file could register in the same way."""
 
 import contextlib
-import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import cnns
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -38,16 +38,6 @@ from nemo_hf.resolution import maskable_layers
 ROOT = Path(__file__).parent.parent
 CNNS_FILE = ROOT / "examples" / "benchmarks" / "cnns.py"
 
-
-def import_file(path):
-    """Import a file that is in no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[path.stem])
-    return sys.modules[path.stem]
-
-
-cnns = import_file(CNNS_FILE)
 
 LABELS = ["ant", "bee", "cat", "dog", "elk"]
 FAMILIES = {

@@ -35,7 +35,7 @@ batch_size = 8 if options.get("accelerator_config") else 8 // processes  # split
 sharded, resumes = "ACCELERATE_USE_FSDP" in os.environ and processes > 1, options.pop("resumes", False)
 training = dict(
     per_device_train_batch_size=batch_size, optim="sgd", learning_rate=0.5, max_grad_norm=0.0,
-    lr_scheduler_type="constant", alpha=0.7, temperature=0.5, modular_warmup_ratio=0.0,
+    lr_scheduler_type="constant", alpha=0.7, temperature=0.5, modular_warmup_ratio=0.0, gate_mixing_ratio=0.0,
 )
 data = [
     {name: value.to(dtype) if value.is_floating_point() else value for name, value in Samples(case, size)[i].items()}

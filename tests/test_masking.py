@@ -7,9 +7,11 @@ import inspect
 import pytest
 import torch
 from models import (
+    BERT,
     DECODERS,
     VIT,
     assert_same_state,
+    case_of,
     close,
     gated_by_hooks,
     module_masks,
@@ -307,3 +309,26 @@ def test_config_round_trip_drops_options_of_newer_versions():
     config = ModularConfig(target_modules=["fc1"], skip_first_blocks=2, generator_hidden_size=None, gate="hard")
     assert ModularConfig.from_dict(config.to_dict()) == config
     assert ModularConfig.from_dict({**config.to_dict(), "from_the_future": 1}) == config
+
+
+@pytest.mark.parametrize(
+    "case", [VIT, BERT, case_of("LlamaForSequenceClassification"), case_of("SwinForImageClassification")], ids=str
+)
+def test_gradients_are_those_of_a_plain_multiplication(case):
+    """Layers whose product is remembered anyway compute the gradient of their gates from it."""
+    gradients = []
+    for remembered in (True, False):
+        model = case.masked(skip_first_blocks=0).double().train()
+        layers = masked_layers(model).values()
+        assert any(layer.remembered for layer in layers)
+        for layer in layers:
+            layer.remembered = layer.remembered and remembered
+            layer.mask_generator.expand.bias.data.normal_(generator=torch.Generator().manual_seed(0))  # some closed
+        inputs = {name: x.double() if x.is_floating_point() else x for name, x in case.inputs().items()}
+        with record_masks(model) as gates, torch.random.fork_rng():
+            torch.manual_seed(0)
+            loss = model(**inputs).logits.square().sum() + sum(gate.square().sum() for gate in gates.values())
+        assert any((gate == 0).any() for gate in gates.values())
+        loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-12, rtol=1e-9)

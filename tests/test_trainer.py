@@ -15,9 +15,12 @@ from nemo_hf import (
     NemoRuntimeError,
     NemoValueError,
     apply_masks,
+    hold_gates,
     metrics,
     record_masks,
 )
+from nemo_hf.layers import draw_mixture
+from nemo_hf.masking import mask_state, mix_gates
 from nemo_hf.objectives import OBJECTIVE_DEFAULTS, CompactnessLoss, ContrastiveLoss
 
 
@@ -58,7 +61,8 @@ def test_terms_are_logged_and_add_up_to_the_loss(case, objective, terms, tmp_pat
 
 @over_two_models
 def test_the_loss_is_the_task_loss_plus_the_terms(case, tmp_path):
-    trainer = trainer_of(case, tmp_path, alpha=0.7, compactness=0.5, target_retention=0.2)
+    options = {"alpha": 0.7, "compactness": 0.5, "target_retention": 0.2, "gate_mixing_ratio": 0.0}
+    trainer = trainer_of(case, tmp_path, **options)
     batch = Samples(case).batch(*range(8))
     model = trainer.model.train()
     with record_masks(model) as gates:
@@ -131,6 +135,50 @@ def test_moda_needs_activations_as_gates(tmp_path):
         trainer_of(VIT, tmp_path, objective="moda", modular_config=ModularConfig())
     with pytest.raises(NemoValueError, match="gate='soft'"):
         trainer_of(VIT, tmp_path, apply_masks(VIT.model()), objective="moda")
+
+
+@pytest.mark.parametrize("case", [VIT, BERT, RESNET], ids=str)
+def test_samples_that_share_their_gates_see_the_mean_of_them(case):
+    """The same as holding constant, sample by sample, the mean gates of those that share."""
+    model = apply_masks(case.model().eval(), ModularConfig(generator_init="paper"))
+    batch = Samples(case, 6).batch(*range(6))
+    with record_masks(model) as own:
+        outputs = model(**batch)
+    torch.manual_seed(0)
+    with record_masks(model) as masks, mix_gates(model, ratio=0.7, largest=4):
+        mixed = model(**batch)
+    mixture = mask_state(model).mixture
+    first = next(iter(own))
+    torch.testing.assert_close(masks[first], own[first])  # what is recorded is not mixed
+    torch.testing.assert_close(mixture.sum(1), torch.ones(6))
+    numbers = (mixture > 0).sum(1)
+    assert ((numbers >= 1) & (numbers <= 4)).all()
+    assert sorted((numbers > 1).unique().tolist()) == [False, True]
+    assert (mixture.diagonal() == 1 / numbers).all()
+    shared = numbers > 1
+    assert ((mixed.logits - outputs.logits).abs().amax(1) > 1e-5)[shared].all()
+    with torch.no_grad():  # gates of later layers depend on mixed outputs: take those that the mixed pass recorded
+        for i in range(6):
+            held = {name: mixture[i] @ gates for name, gates in masks.items()}
+            with hold_gates(model, held):
+                torch.testing.assert_close(model(**batch).logits[i], mixed.logits[i], atol=1e-5, rtol=1e-4)
+    with record_masks(model):
+        torch.testing.assert_close(model(**batch).logits, outputs.logits)
+
+
+def test_gates_are_shared_in_training_only(tmp_path):
+    mixtures = []
+    model = apply_masks(VIT.model())
+    model.vit.layers[1].register_forward_hook(
+        lambda layer, *_: mixtures.append((layer.training, mask_state(model).mixture))
+    )
+    trainer = trainer_of(VIT, tmp_path, model, gate_mixing_ratio=1.0, eval_strategy="steps", eval_steps=1)
+    trainer.train()
+    trainer.collect_statistics()
+    assert {(training, mixture is None) for training, mixture in mixtures} == {(True, False), (False, True)}
+    assert all((mixture > 0).sum(1).max() <= len(LABELS) for training, mixture in mixtures if training)
+    assert mask_state(model).mixing is None
+    assert draw_mixture(1, 1.0, 10, torch.device("cpu")).tolist() == [[1.0]]
 
 
 @over_two_models
@@ -259,9 +307,10 @@ def test_gradient_accumulation_averages_over_batches(case, tmp_path):
         batches.append({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
         return batches[-1]
 
-    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 0.0, "alpha": 0.7}
+    objective = {"alpha": 0.7, "gate_mixing_ratio": 0.0}
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 0.0, **objective}
     model = apply_masks(case.model(**NO_DROPOUT), ModularConfig(generator_init="paper"))
-    reference = trainer_of(case, tmp_path, model=apply_masks(case.model(**NO_DROPOUT), ModularConfig()), alpha=0.7)
+    reference = trainer_of(case, tmp_path, model=apply_masks(case.model(**NO_DROPOUT), ModularConfig()), **objective)
     reference.model.load_state_dict(model.state_dict())
     trainer = trainer_of(case, tmp_path, model, max_steps=1, data_collator=collate, callbacks=[gradients], **options)
     trainer.train()
@@ -396,7 +445,13 @@ def test_arguments_parse_from_the_command_line_and_have_help(tmp_path):
         "compactness": 2.0,
         "target_retention": 0.3,
     }
-    own |= {"mask_learning_rate": 0.01, "group_column": "domain", "modular_warmup_ratio": 0.75, "samples_per_label": 4}
+    own |= {
+        "mask_learning_rate": 0.01,
+        "group_column": "domain",
+        "modular_warmup_ratio": 0.75,
+        "gate_mixing_ratio": 0.25,
+        "samples_per_label": 4,
+    }
     command = [part for name, value in own.items() for part in (f"--{name}", str(value))]
     parser = HfArgumentParser(ModularTrainingArguments)
     (args,) = parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--use_cpu", "true", *command])
