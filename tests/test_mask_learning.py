@@ -6,7 +6,6 @@ import logging
 import pytest
 import torch
 from models import (
-    BERT,
     LABELS,
     RESNET,
     VIT,
