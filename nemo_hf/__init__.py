@@ -11,6 +11,7 @@ from .config import ModularConfig
 from .errors import CheckpointError, NemoError, NemoRuntimeError, NemoValueError, UnsupportedModelError
 from .extraction import constant_gates, extract_module
 from .hub import push_modules, save_module
+from .mask_learning import learn_masks
 from .masking import apply_masks, hold_gates, list_maskable_layers, record_masks, remove_masks
 from .module_masks import ModuleMasks, NeuronMask
 from .report import write_report
@@ -48,6 +49,7 @@ __all__ = [
     "constant_gates",
     "extract_module",
     "hold_gates",
+    "learn_masks",
     "list_maskable_layers",
     "list_modules",
     "push_modules",

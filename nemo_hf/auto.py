@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import transformers
@@ -61,7 +63,7 @@ class AutoModularModel:
                 "force_download",
                 "proxies",
             )
-            config = AutoConfig.from_pretrained(source, **{name: kwargs[name] for name in hub_names if name in kwargs})
+            config = load_config(source, **{name: kwargs[name] for name in hub_names if name in kwargs})
         if not is_modular_checkpoint(config):
             hint = (
                 " It is a module: load it with the Auto class of its task."
@@ -73,12 +75,10 @@ class AutoModularModel:
             )
         base = model_class(config, source)
         wants_info = kwargs.pop("output_loading_info", False)
-        try:
+        with clear_loading_errors(source):
             model, info = _masked_class(base).from_pretrained(
                 source, config=config, output_loading_info=True, **kwargs
             )
-        except SafetensorError as error:
-            raise CheckpointError(f"The weights of {source} are damaged: {error}.") from error
         missing = sorted(name for name in info["missing_keys"] if ".mask_generator." in name)
         if missing:
             raise CheckpointError(
@@ -88,16 +88,51 @@ class AutoModularModel:
         return (model, info) if wants_info else model
 
 
+def load_config(source: str | os.PathLike, **hub_kwargs: Any) -> PreTrainedConfig:
+    """
+    The configuration of a checkpoint. Code that the checkpoint names is neither run nor asked about.
+
+    Raises:
+        [`~nemo_hf.errors.CheckpointError`]: if it is missing or damaged.
+    """
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **hub_kwargs)
+    except Exception as error:  # what transformers raises for a value of the wrong kind depends on who meets it first
+        raise CheckpointError(f"The config of {source} cannot be read: {error}") from error
+
+
+@contextlib.contextmanager
+def clear_loading_errors(source: str | os.PathLike) -> Iterator[None]:
+    """
+    Around `from_pretrained` of transformers.
+
+    Raises:
+        [`~nemo_hf.errors.CheckpointError`]: for whatever it raises: what a damaged file leads to has no one kind.
+    """
+    try:
+        yield
+    except NemoError:
+        raise
+    except SafetensorError as error:
+        raise CheckpointError(f"The weights of {source} are damaged: {error}.") from error
+    except Exception as error:
+        raise CheckpointError(
+            f"{source} cannot be loaded ({type(error).__name__}: {error}). Its config.json or its weights are damaged "
+            "or do not fit each other, or an argument does not fit them."
+        ) from error
+
+
 def model_class(config: PreTrainedConfig, source: str) -> type[PreTrainedModel]:
     """The class that `config.architectures` names, of transformers or registered with the Auto classes."""
-    name = (config.architectures or [None])[0]
+    names = config.architectures
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
     for auto_class in slim.AUTO_CLASSES:
         if type(config) in auto_class._model_mapping:
             found = auto_class._model_mapping[type(config)]
             for candidate in found if isinstance(found, tuple) else (found,):
                 if candidate.__name__ == name:
                     return candidate
-    candidate = getattr(transformers, name or "", None)
+    candidate = getattr(transformers, name, None)
     if not (isinstance(candidate, type) and issubclass(candidate, PreTrainedModel)):
         raise CheckpointError(
             f"{source} names no known model class in `architectures` of its config: {config.architectures!r}."

@@ -78,7 +78,8 @@ def train(arguments: list[str]) -> dict[str, Any]:
     trainer.save_model()
     trainer.save_state()  # the curves for `nemo-hf report`
     statistics = trainer.collect_statistics(train_dataset)
-    statistics.save_pretrained(training_args.output_dir)
+    if trainer.is_world_process_zero():
+        statistics.save_pretrained(training_args.output_dir)
     masks = statistics.module_masks()
     single = "single_label_retention" if group_column is None else "single_group_retention"
     report.update({single: masks.retention()}, cohesion=statistics.cohesion(), coupling=masks.coupling())

@@ -74,7 +74,9 @@ class Cutter:
         self.head_sizes: list[tuple[int, int]] = []  # per attention: heads of keys and values, and their size
         self.hidden_sizes: list[int] = []  # per feed-forward layers
         self.heads: set[str] = set()
-        self.tensors = {name: tensor for name, tensor in model.state_dict().items() if ".mask_generator." not in name}
+        # The parameters themselves: whether one of them reaches a module shows in its gradient.
+        tensors = model.state_dict(keep_vars=True)
+        self.tensors = {name: tensor for name, tensor in tensors.items() if ".mask_generator." not in name}
         self.shapes: dict[str, Any] = {
             "layers": {},
             "scatter": [],

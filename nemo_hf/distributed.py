@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import BatchSamplerShard
 
 
 def global_batch(
@@ -55,16 +57,23 @@ def of_own_samples(accelerator: Accelerator, term: torch.Tensor, batch_size: int
     return term * (batch_size * len(sizes) / sum(sizes))
 
 
-def gather_samples(
-    accelerator: Accelerator, samples: tuple[dict[str, torch.Tensor], torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Gates and classes of all processes for counting: samples that only fill up the last batch are left out."""
-    if accelerator.even_batches:
-        return accelerator.gather_for_metrics(samples)
-    gates, classes = samples
-    sizes = batch_sizes(accelerator, len(classes), classes.device)
-    gathered = {name: _gather(accelerator, value, sizes) for name, value in gates.items()}
-    return gathered, _gather(accelerator, classes.to(torch.int64), sizes).to(classes.dtype)
+def fill_up_last_batches(dataloader: Any) -> Any:
+    """
+    The last batches of an evaluation are filled up to one size, whatever `even_batches` says for training: the
+    `Trainer` gathers predictions of equal size and cuts off the surplus.
+    """
+    sampler = getattr(dataloader, "batch_sampler", None)
+    if isinstance(sampler, BatchSamplerShard):
+        sampler.even_batches = True
+    return dataloader
+
+
+def real_samples(accelerator: Accelerator, batch_size: int) -> int:
+    """How many samples of the current batch of an evaluation do not just fill it up; see [`fill_up_last_batches`]."""
+    state = accelerator.gradient_state
+    if not state.end_of_dataloader or state.remainder <= 0:
+        return batch_size
+    return min(max(state.remainder - accelerator.process_index * batch_size, 0), batch_size)
 
 
 def _gather(accelerator: Accelerator, tensor: torch.Tensor, sizes: list[int]) -> torch.Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -109,17 +110,14 @@ def extract_module(
             config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
     module.load_state_dict({name: tensor.detach().clone() for name, tensor in tensors.items()}, strict=True)
-    module.config.nemo["parameter_retention"] = metrics.count_parameters(module) / parent_parameters(model)
+    module.config.nemo["parameter_retention"] = metrics.parameter_retention(module, model)
     return module.to(model.device).eval()
 
 
-def parent_parameters(model: PreTrainedModel) -> int:
-    """Number of parameters of a parent without its mask generators."""
-    return sum(p.numel() for name, p in model.named_parameters() if ".mask_generator." not in name)
-
-
 @torch.no_grad()
-def module_parameters(model: PreTrainedModel, masks: ModuleMasks, selections: Iterable[Sequence[Label]]) -> list[int]:
+def module_parameters(
+    model: PreTrainedModel, masks: ModuleMasks, selections: Iterable[Sequence[Label]], linear_only: bool = False
+) -> list[int]:
     """
     How many parameters modules would have, exactly, without the cost of making them: the model is cut without its
     weights, shapes alone.
@@ -128,6 +126,7 @@ def module_parameters(model: PreTrainedModel, masks: ModuleMasks, selections: It
         model (`PreTrainedModel`): the parent. It is not changed.
         masks ([`ModuleMasks`]): which neurons each label, or group, needs.
         selections (`Iterable[Sequence[str | int]]`): the labels of each module; groups, if the masks are by group.
+        linear_only (`bool`, *optional*, defaults to `False`): as in [`~nemo_hf.metrics.count_parameters`].
 
     Returns:
         `list[int]`: one number for each selection.
@@ -138,16 +137,63 @@ def module_parameters(model: PreTrainedModel, masks: ModuleMasks, selections: It
     # Vectors stay: the constant outputs of removed units may be computed from a bias.
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     outline = copy.deepcopy(model, {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in matrices})
-    heads = resolve_architecture(outline).heads[type(model).__name__]
-    names = {name for name, _ in model.named_parameters()}
-    counts = []
+    names = metrics.parameter_names(model, linear_only, generators=False)
+    gates = "mean" if masks.has_gates else "binary"
+    cuts = (_cut(outline, masks, selection, gates) for selection in selections)
+    return [
+        sum(tensor.numel() for name, tensor in tensors.items() if _uncut_name(name, names) in names)
+        for tensors in cuts
+    ]
+
+
+def module_overlap(model: PreTrainedModel, masks: ModuleMasks, selections: Iterable[Sequence[Label]]) -> torch.Tensor:
+    """
+    Overlap (MODA, arXiv 2411.01074): share of the parent's parameters that each two modules have in common, exactly.
+    These are the parameters whose row and column both modules keep. Padding is no parameter of the parent.
+
+    Args:
+        model (`PreTrainedModel`): the parent. It is not changed.
+        masks ([`ModuleMasks`]): which neurons each label, or group, needs.
+        selections (`Iterable[Sequence[str | int]]`): the labels of each module; groups, if the masks are by group.
+            Every module takes a bit of memory for each parameter of the parent.
+
+    Returns:
+        `torch.Tensor` of shape `(num_modules, num_modules)`: shares in [0, 1]; on the diagonal those of the single
+        modules.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: as [`extract_module`].
+
+    Example:
+
+    ```python
+    >>> overlap = module_overlap(model, masks, [["cat"], ["dog"], ["cat", "dog"]])
+    ```
+    """
+    shared = {id(p): nn.Parameter(p.detach()) for p in model.parameters()}  # the same memory, but all with gradients
+    outline = copy.deepcopy(model, shared)
+    parameters = [p for name, p in outline.named_parameters() if ".mask_generator." not in name]
+    members = []
     for selection in selections:
-        chosen = (selection, None) if masks.grouped_by is None else (None, selection)
-        label_ids, keys = _chosen(model.config, masks, *chosen)
-        held = constant_gates(outline, masks, keys, "mean" if masks.has_gates else "binary")
-        tensors, _ = cut(outline, held, heads, label_ids)
-        counts.append(sum(tensor.numel() for name, tensor in tensors.items() if _uncut_name(name, names) in names))
-    return counts
+        with torch.enable_grad():
+            kept = [tensor for tensor in _cut(outline, masks, selection, "binary").values() if tensor.requires_grad]
+        gradients = torch.autograd.grad(
+            kept, parameters, [torch.ones_like(tensor) for tensor in kept], materialize_grads=True
+        )
+        taken = torch.cat([gradient.flatten() != 0 for gradient in gradients])
+        members.append(torch.from_numpy(np.packbits(taken.cpu().numpy())))
+    packed = torch.stack(members)
+    return metrics.intersection_sizes(packed, packed) / len(taken)
+
+
+def _cut(
+    model: PreTrainedModel, masks: ModuleMasks, selection: Sequence[Label], gates: Literal["mean", "binary"]
+) -> dict[str, torch.Tensor]:
+    """The tensors of the module for some labels, or groups."""
+    chosen = (selection, None) if masks.grouped_by is None else (None, selection)
+    label_ids, keys = _chosen(model.config, masks, *chosen)
+    heads = resolve_architecture(model).heads[type(model).__name__]
+    return cut(model, constant_gates(model, masks, keys, gates), heads, label_ids)[0]
 
 
 def _uncut_name(name: str, names: set[str]) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import cached_file
 
-from .errors import CheckpointError
+from .errors import CheckpointError, NemoError
 
 
 FORMAT_VERSION = 1
@@ -25,17 +26,49 @@ FORMAT_VERSION = 1
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary name beside `path`, renamed to `path` once the block has ended without an error."""
+    """
+    Yield a temporary name beside `path`, renamed to `path` once the block has ended without an error.
+
+    Raises:
+        [`~nemo_hf.errors.CheckpointError`]: if the file cannot be written; what was there before stays.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(descriptor)
+    with clear_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(descriptor)
+        try:
+            yield Path(temporary)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def clear_write_errors(path: str | os.PathLike) -> Iterator[None]:
+    """
+    Around code that leaves a file or folder as it was if it fails: say so where the disk is full or read-only.
+
+    Raises:
+        [`~nemo_hf.errors.CheckpointError`]: for what the operating system refuses.
+    """
     try:
-        yield Path(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        # Errors of the Hub are OSErrors too, but without a number of the operating system.
+        if isinstance(error, NemoError) or isinstance(error, OSError) and error.errno is None:
+            raise
+        raise write_error(path, error, "What was there before is unchanged.") from error
+
+
+def write_error(path: str | os.PathLike, error: Exception, state: str) -> CheckpointError:
+    """The error for a file or folder that could not be written; `state` says what there is now."""
+    folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    return CheckpointError(
+        f"{path} could not be written: {error}. {state} {shutil.disk_usage(folder).free / 1e6:,.1f} MB are free in "
+        f"{folder}; free some, or choose a folder that you may write to."
+    )
 
 
 def _umask() -> int:
@@ -78,7 +111,7 @@ def read_tensors(
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {})["nemo"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or was not written by nemo_hf ({error}).") from error
     if not isinstance(description, dict) or not isinstance(description.get("format"), int):
         raise CheckpointError(f"{path} is damaged or was not written by nemo_hf (no description).")

@@ -15,13 +15,13 @@ from typing import Any
 
 import transformers
 from huggingface_hub import CommitInfo, ModelCardData
-from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from .auto import model_class
+from .auto import clear_loading_errors, load_config, model_class
 from .collection import INDEX_FILE, ModuleEntry, choose_folders, entry_dict, read_entries, read_index, write_index
 from .config import MODULE_KIND, checkpoint_kind
 from .errors import CheckpointError, NemoValueError
+from .files import clear_write_errors
 from .metrics import count_parameters
 from .model_card import (
     PROCESSORS,
@@ -67,7 +67,8 @@ def save_module(
 
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: if the model is not a module.
-        [`~nemo_hf.errors.CheckpointError`]: if the metadata of the card that is there cannot be read.
+        [`~nemo_hf.errors.CheckpointError`]: if the metadata of the card that is there cannot be read, or the folder
+            cannot be written.
 
     Example:
 
@@ -79,7 +80,8 @@ def save_module(
     if kwargs.get("push_to_hub"):
         raise NemoValueError("save_module writes to a folder only. Push with `push_modules(repo_id, module)`.")
     where = os.path.join(save_directory, "README.md")
-    _save(module, Path(save_directory), processing_class, plain_metrics(metrics or {}), card, where, **kwargs)
+    with clear_write_errors(save_directory):
+        _save(module, Path(save_directory), processing_class, plain_metrics(metrics or {}), card, where, **kwargs)
 
 
 def push_modules(
@@ -127,7 +129,7 @@ def push_modules(
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: for anything that is not a module, or two modules of one name.
         [`~nemo_hf.errors.CheckpointError`]: if the index or a card in the repository is damaged, someone else pushed
-            at the same time, or the connection broke.
+            at the same time, the connection broke, or the disk is full.
 
     Example:
 
@@ -149,11 +151,12 @@ def push_modules(
     remote = Remote.open(repo_id, private, token, revision, create_pr)
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary) / "repository"
-        root.mkdir()
-        if is_single:
-            folders = [_place(remote, root, "", items[""])]
-        else:
-            folders = _place_collection(remote, root, items, dataset)
+        with clear_write_errors(root):
+            root.mkdir()
+            if is_single:
+                folders = [_place(remote, root, "", items[""])]
+            else:
+                folders = _place_collection(remote, root, items, dataset)
         stale = {path for folder in folders for path in _stale(remote, root, folder)}
         message = commit_message or f"Upload {len(named)} module{'s' if len(named) > 1 else ''} with nemo_hf"
         return remote.push(root, stale, message, create_pr)
@@ -207,20 +210,21 @@ def _item(name: str, module: Module, **given: Any) -> _Item:
     folder, card = Path(module), Path(module) / "README.md"
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} holds no module: there is no config.json. `save_module` writes one.")
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(folder)
     if checkpoint_kind(config) != MODULE_KIND:
         raise CheckpointError(f"{folder} holds no module, but another model. Cut modules with `extract_module`.")
-    try:
+    with clear_loading_errors(folder):
         loaded = model_class(config, str(folder)).from_pretrained(folder)
-    except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"The weights of {folder} are damaged: {error}.") from error
     given["processing_class"] = given["processing_class"] or _saved_processor(folder, loaded)
     text = read_text(card)
     if text is None:
         return _Item(loaded, **given)
     data = parse_card(text, str(card)).data
     if has_section(text):  # results without our card may be of the module before it was fine-tuned
-        given["metrics"] = given["metrics"] or config.nemo.get("metrics", {})
+        stored = config.nemo.get("metrics", {})
+        if not isinstance(stored, dict):
+            raise CheckpointError(f"The config of {folder} is damaged: its metrics are {stored!r:.80}, no table.")
+        given["metrics"] = given["metrics"] or stored
     given["base_model"] = given["base_model"] or next(iter(as_list(data.base_model)), None)
     given["dataset"] = given["dataset"] or next(iter(as_list(data.datasets)), None)
     return _Item(loaded, **given, card=text.encode())

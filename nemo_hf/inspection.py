@@ -61,7 +61,7 @@ def describe_checkpoint(
     kind = checkpoint_kind(SimpleNamespace(nemo=nemo))
     report = {
         "kind": kind if kind in (MODULAR_KIND, MODULE_KIND) else "plain",
-        "class": next(iter(config.get("architectures") or []), None),
+        "class": _class(config),
         "model_type": config.get("model_type"),
         "labels": _labels(config),
     }
@@ -136,6 +136,11 @@ def _describe_modular(
         coupling = masks.coupling()
         report |= {name: masks.retention(), "coupling": None if math.isnan(coupling) else coupling}
     return {**report, "neurons_per_layer": layers}
+
+
+def _class(config: dict[str, Any]) -> str | None:
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names else None
 
 
 def _labels(config: dict[str, Any]) -> list[str]:

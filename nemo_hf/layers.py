@@ -75,7 +75,7 @@ class MaskState:
         if inputs.dim() > 3:
             inputs = inputs.flatten(1, -2)
         if self.token_weights is None:
-            return inputs.mean(1)
+            return mean_over(inputs, 1)
         if self.token_weights.shape[-1] != inputs.shape[1]:
             raise NemoRuntimeError(
                 f"A masked layer got {inputs.shape[1]} tokens but the attention_mask has "
@@ -93,6 +93,14 @@ class MaskState:
                     "it with `target_modules`."
                 )
             self.recorded[name] = gates
+
+
+def mean_over(inputs: torch.Tensor, dims: int | tuple[int, ...]) -> torch.Tensor:
+    """The mean, divided after the sum: the backward pass of `mean` would divide a copy as large as the inputs."""
+    if inputs.dtype == torch.float16:  # the sum might not fit
+        return inputs.mean(dims)
+    total = inputs.sum(dims)
+    return total / (inputs.numel() // total.numel())
 
 
 def draw_mixture(batch_size: int, ratio: float, largest: int, device: torch.device) -> torch.Tensor:
@@ -305,7 +313,7 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         self.norm = norm
 
     def mean(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs.mean((2, 3))
+        return mean_over(inputs, (2, 3))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         outputs = super().forward(inputs)

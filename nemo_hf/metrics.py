@@ -8,28 +8,85 @@ import statistics
 import time
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.pytorch_utils import Conv1D
 
 from .labels import membership
 
 
-def pairwise_jaccard(masks: torch.Tensor) -> torch.Tensor:
+# Masks become floats for matrix products in blocks of so many rows and columns: 64 MiB.
+BLOCK_ROWS, BLOCK_COLUMNS = 2048, 8192
+LINEAR_LAYERS = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d)
+
+
+def intersection_sizes(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """
-    Jaccard index of all pairs of boolean masks, by one matrix product.
+    How many neurons each mask of `first` has in common with each of `second`: matrix products, block by block.
 
     Args:
-        masks (`torch.Tensor` of shape `(num_masks, num_neurons)`): booleans.
+        first (`torch.Tensor` of shape `(num_first, num_neurons)`): booleans; or bits in bytes, as `numpy.packbits`
+            packs every row, of shape `(num_first, ceil(num_neurons / 8))`.
+        second (`torch.Tensor` of shape `(num_second, num_neurons)`): the same.
+
+    Returns:
+        `torch.Tensor` of shape `(num_first, num_second)` in int64.
+    """
+    common = torch.zeros(len(first), len(second), dtype=torch.int64, device=first.device)
+    width = BLOCK_COLUMNS if first.dtype == torch.bool else BLOCK_COLUMNS // 8
+    for ours, theirs in zip(first.split(width, dim=1), second.split(width, dim=1), strict=True):
+        common += (_floats(ours) @ _floats(theirs).T).long()  # exact: a block counts to 8192
+    return common
+
+
+def _floats(masks: torch.Tensor) -> torch.Tensor:
+    """Booleans, or packed bits, as zeros and ones to calculate with."""
+    return (masks if masks.dtype == torch.bool else torch.from_numpy(np.unpackbits(masks.numpy(), axis=1))).float()
+
+
+def pairwise_jaccard(masks: torch.Tensor) -> torch.Tensor:
+    """
+    Jaccard index of all pairs of masks.
+
+    Args:
+        masks (`torch.Tensor` of shape `(num_masks, num_neurons)`): booleans, or packed bits as for
+            [`intersection_sizes`].
 
     Returns:
         `torch.Tensor` of shape `(num_masks, num_masks)` in float32. Two empty masks share nothing: 0.
     """
-    masks = masks.float()
-    sizes = masks.sum(-1)
-    intersection = masks @ masks.T
-    union = sizes[:, None] + sizes[None, :] - intersection
-    return intersection / union.clamp(min=1)
+    common = intersection_sizes(masks, masks)
+    return _jaccard(common, common.diagonal(), common.diagonal())
+
+
+def _jaccard(common: torch.Tensor, first_sizes: torch.Tensor, second_sizes: torch.Tensor) -> torch.Tensor:
+    return common / (first_sizes[:, None] + second_sizes - common).clamp(min=1)
+
+
+def mean_jaccard(masks: torch.Tensor) -> torch.Tensor:
+    """
+    Mean Jaccard index over all pairs of masks. Memory is bounded, whatever the number of masks.
+
+    Args:
+        masks (`torch.Tensor` of shape `(num_masks, num_neurons)`): booleans, or packed bits as for
+            [`intersection_sizes`].
+
+    Returns:
+        `torch.Tensor`: a scalar in [0, 1]; NaN for fewer than two masks.
+    """
+    count = len(masks)
+    blocks = masks.split(BLOCK_ROWS)
+    sizes: list[torch.Tensor] = []
+    total = torch.zeros((), device=masks.device)
+    for i, block in enumerate(blocks):
+        common = intersection_sizes(block, block)
+        sizes.append(common.diagonal())
+        total = total + _jaccard(common, sizes[i], sizes[i]).triu(1).sum()
+        for other, other_sizes in zip(blocks[:i], sizes[:i], strict=True):
+            total = total + _jaccard(intersection_sizes(block, other), sizes[i], other_sizes).sum()
+    return 2 * total / (count * (count - 1) or float("nan"))
 
 
 def class_masks(
@@ -48,7 +105,9 @@ def class_masks(
         The classes that occur, of shape `(num_classes,)`, and their masks, of shape `(num_classes, num_neurons)`.
     """
     classes, members = membership(labels)
-    counts = members.float().T @ sample_masks.float()
+    counts = sample_masks.new_zeros(len(classes), sample_masks.shape[1], dtype=torch.float32)
+    for rows, columns in zip(sample_masks.split(BLOCK_ROWS // 4), members.split(BLOCK_ROWS // 4), strict=True):
+        counts += columns.float().T @ rows.float()
     return classes, counts >= samples_needed(members.sum(0), threshold)[:, None]
 
 
@@ -61,7 +120,8 @@ def samples_needed(num_samples: torch.Tensor, threshold: float) -> torch.Tensor:
 def cohesion(sample_masks: torch.Tensor, labels: torch.Tensor, threshold: float = 0.9) -> torch.Tensor:
     """
     How alike the samples of one class are: mean over classes of the mean Jaccard index over all pairs of its samples,
-    each sample's mask restricted to the mask of its class.
+    each sample's mask restricted to the mask of its class. Exact; for whole data sets, see
+    `collect_statistics(..., reservoir_samples=None)`.
 
     Args:
         sample_masks (`torch.Tensor` of shape `(num_samples, num_neurons)`): booleans.
@@ -74,14 +134,8 @@ def cohesion(sample_masks: torch.Tensor, labels: torch.Tensor, threshold: float 
     """
     _, masks = class_masks(sample_masks, labels, threshold)
     _, members = membership(labels)
-    scores = []
-    for member, mask in zip(members.T, masks, strict=True):
-        of_class = sample_masks[member] & mask
-        count = len(of_class)
-        if count > 1:
-            jaccard = pairwise_jaccard(of_class)
-            scores.append((jaccard.sum() - jaccard.diagonal().sum()) / (count * (count - 1)))
-    return torch.stack(scores).mean() if scores else sample_masks.new_full((), float("nan"), dtype=torch.float32)
+    scores = [mean_jaccard(sample_masks[member][:, mask]) for member, mask in zip(members.T, masks, strict=True)]
+    return torch.stack([*scores, sample_masks.new_full((), float("nan"), dtype=torch.float32)]).nanmean()
 
 
 def coupling(masks: torch.Tensor) -> torch.Tensor:
@@ -94,9 +148,7 @@ def coupling(masks: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor`: a scalar in [0, 1]; NaN for fewer than two classes.
     """
-    jaccard = pairwise_jaccard(masks)
-    count = len(masks)
-    return (jaccard.sum() - jaccard.diagonal().sum()) / (count * (count - 1) or float("nan"))
+    return mean_jaccard(masks)
 
 
 def retention(masks: torch.Tensor) -> torch.Tensor:
@@ -112,9 +164,57 @@ def retention(masks: torch.Tensor) -> torch.Tensor:
     return masks.float().mean()
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def parameter_names(model: nn.Module, linear_only: bool = False, generators: bool = True) -> set[str]:
+    """
+    The parameters that count in the size of a model, shared ones once.
+
+    Args:
+        model (`nn.Module`): any model.
+        linear_only (`bool`, *optional*, defaults to `False`): weights and biases of linear layers and convolutions
+            only; not embeddings, norms and the like.
+        generators (`bool`, *optional*, defaults to `True`): the mask generators of a modular model as well.
+
+    Returns:
+        `set[str]`: names as in `model.named_parameters()`.
+    """
+    names = {name for name, _ in model.named_parameters() if generators or ".mask_generator." not in name}
+    if not linear_only:
+        return names
+    layers = [layer for layer in model.modules() if isinstance(layer, LINEAR_LAYERS)]
+    linear = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    return {name for name in names if id(model.get_parameter(name)) in linear}
+
+
+def count_parameters(model: nn.Module, linear_only: bool = False, generators: bool = True) -> int:
+    """
+    Number of parameters.
+
+    Args:
+        model (`nn.Module`): any model.
+        linear_only (`bool`, *optional*, defaults to `False`): see [`parameter_names`].
+        generators (`bool`, *optional*, defaults to `True`): see [`parameter_names`].
+
+    Returns:
+        `int`: the number, shared parameters once.
+    """
+    return sum(model.get_parameter(name).numel() for name in parameter_names(model, linear_only, generators))
+
+
+def parameter_retention(module: nn.Module, parent: nn.Module, linear_only: bool = False) -> float:
+    """
+    Weight retention rate (NeMo, arXiv 2508.11348, section 4): parameters of a module ÷ parameters of its parent
+    without mask generators.
+
+    Args:
+        module (`nn.Module`): the module.
+        parent (`nn.Module`): its parent, with masks or without.
+        linear_only (`bool`, *optional*, defaults to `False`): count linear layers and convolutions only, of both. The
+            paper counts linear layers; a convolution is one here, the patch embedding of a ViT too.
+
+    Returns:
+        `float`: a share; above 1 only if padding outweighs what was cut.
+    """
+    return count_parameters(module, linear_only) / count_parameters(parent, linear_only, generators=False)
 
 
 def count_flops(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> int:

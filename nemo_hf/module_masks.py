@@ -128,7 +128,8 @@ class ModuleMasks:
                     )
                 if self._gates is not None and _gate_shape(self._gates, label, layer) != tensor.shape:
                     raise NemoValueError(
-                        f"The mean gates of {layer!r} for label {label!r} are missing or of another size."
+                        f"The mean gates of {layer!r} for label {label!r} are missing, no floating-point numbers, or "
+                        "of another size."
                     )
 
     @property
@@ -247,4 +248,4 @@ class ModuleMasks:
 
 def _gate_shape(gates: dict[Label, dict[str, torch.Tensor]], label: Label, layer: str) -> torch.Size | None:
     found = gates.get(label, {}).get(layer)
-    return None if found is None else found.shape
+    return None if found is None or not found.is_floating_point() else found.shape

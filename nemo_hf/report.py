@@ -87,7 +87,6 @@ def write_report(
     figures = finite(figures)
     panels = training_panels(log_history)
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
     plots = write_plots(figures, panels, output)
     _write(output / "report.json", json.dumps({**figures, "log_history": finite(log_history)}, indent=1) + "\n")
     _write(output / "report.md", markdown(figures, plots))
@@ -112,7 +111,7 @@ def read_log_history(checkpoint: str | os.PathLike, **hub_kwargs: Any) -> list[d
         history = json.loads(Path(path).read_text())["log_history"]
         if not all(isinstance(logs, dict) for logs in history):
             raise ValueError("log_history must be a list of dictionaries")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error!r}). Remove it for a report without training curves."
         ) from error

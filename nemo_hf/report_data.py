@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from . import metrics
 from .errors import NemoValueError
-from .extraction import constant_gates, module_parameters, parent_parameters, resolve_labels
+from .extraction import constant_gates, module_parameters, resolve_labels
 from .masking import hold_gates
 from .module_masks import Label, ModuleMasks
 from .statistics import NeuronStatistics
@@ -44,7 +44,7 @@ def describe(
     owner = "labels" if masks.grouped_by is None else "groups"
     names = masks.labels
     num_samples = dict(zip(statistics.labels, statistics.num_samples.tolist(), strict=True))
-    parent = parent_parameters(model)
+    parent = metrics.count_parameters(model, generators=False)
     stacked = {layer: torch.stack([masks[name][layer] for name in names]) for layer in masks.layers}
     return {
         "model": type(model).__name__,
@@ -77,7 +77,7 @@ def module_table(
     """What extraction would say of the size of each module: exact, although nothing is cut."""
     chosen = [list(names) for names in chosen]
     owner = "labels" if masks.grouped_by is None else "groups"
-    parent = parent_parameters(model)
+    parent = metrics.count_parameters(model, generators=False)
     counts = module_parameters(model, masks, tqdm(chosen, desc="Sizes of modules"))
     table = []
     for names, parameters in zip(chosen, counts, strict=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import NemoRuntimeError
+from .files import atomic_path
 
 
 if TYPE_CHECKING:
@@ -60,14 +61,19 @@ def write_plots(figures: Mapping[str, Any], panels: Sequence[Mapping[str, Any]],
     for name, draw in drawings.items():
         with _quiet_figure() as figure:
             draw(figure, figures)
-            figure.savefig(output / name)
+            _save(figure, output / name)
         written.append(name)
     if panels:
         with _quiet_figure() as figure:
             _training(figure, panels)
-            figure.savefig(output / "training.png")
+            _save(figure, output / "training.png")
         written.append("training.png")
     return written
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 @contextlib.contextmanager

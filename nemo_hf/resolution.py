@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -80,6 +81,12 @@ def resolve_architecture(model: nn.Module) -> Architecture:
             f"wrappers."
         )
     model_type, class_name = model.config.model_type, type(model).__name__
+    if isinstance(model, FSDPModule):
+        raise UnsupportedModelError(
+            f"The parameters of this {class_name} are sharded over processes (FSDP), so that its layers cannot be "
+            "masked or cut. Save it with `trainer.save_model(path)` and go on, in one process, with "
+            "`AutoModularModel.from_pretrained(path)`."
+        )
     if checkpoint_kind(model.config) == MODULE_KIND:
         raise UnsupportedModelError(f"{class_name} is a module already. Masks and further cuts start from its parent.")
     if model_type in UNSUPPORTED:

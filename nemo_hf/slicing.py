@@ -97,4 +97,4 @@ def folded_bias(
     values = torch.where(dropped.to(weight.device), constants.to(weight.device, weight.dtype), 0)
     if not values.any():
         return bias
-    return weight @ values + (0 if bias is None else bias)
+    return weight.detach() @ values + (0 if bias is None else bias)  # the column that is folded leaves the module

@@ -48,7 +48,7 @@ class _Scatter(nn.Module):
     def scatter(self, kept: torch.Tensor) -> torch.Tensor:
         shape = list(kept.shape)
         shape[self.dim] = self.width
-        return kept.new_zeros(shape).index_copy(self.dim, self.index, kept)
+        return kept.new_zeros(shape).index_copy_(self.dim, self.index, kept)
 
     def extra_repr(self) -> str:
         return f"width={self.width}"
@@ -166,8 +166,8 @@ def resize_layers(model: nn.Module, shapes: dict[str, Any]) -> None:
         `ValueError`: if a name or a size does not fit the model.
     """
     layers = dict(model.named_modules())
-    scatter = set(shapes.get("scatter", ()))
-    for name, sizes in shapes.get("layers", {}).items():
+    tables, scatter = _tables(shapes)
+    for name, sizes in tables["layers"].items():
         old = layers.get(name)
         if not _are_sizes(sizes, old):
             raise ValueError(f"Damaged module: {name!r} cannot become a layer of sizes {sizes!r}.")
@@ -178,23 +178,37 @@ def resize_layers(model: nn.Module, shapes: dict[str, Any]) -> None:
             wrapper = ScatterChannels if isinstance(old, nn.Conv2d | nn.BatchNorm2d) else ScatterLinear
             new = wrapper(new, layer_sizes(old)[1])
         setattr(layers[name.rpartition(".")[0]], name.rpartition(".")[2], new)
-    for name, attributes in shapes.get("attributes", {}).items():
+    for name, attributes in tables["attributes"].items():
         for attribute, value in attributes.items():
             owner = layers.get(name)
-            if not isinstance(value, int | float) or not isinstance(getattr(owner, attribute, None), int | float):
+            old = getattr(owner, attribute, None)
+            if not isinstance(old, int) or not _fits([value], [old]):
                 raise ValueError(f"Damaged module: {name!r} has no number {attribute!r} to set to {value!r}.")
             setattr(owner, attribute, value)
-    for name, shape in shapes.get("parameters", {}).items():
+    for name, shape in tables["parameters"].items():
         owner, attribute = layers.get(name.rpartition(".")[0]), name.rpartition(".")[2]
         old = getattr(owner, attribute, None)
         if not isinstance(old, nn.Parameter) or not _fits(shape, list(old.shape)):
             raise ValueError(f"Damaged module: {name!r} cannot become a parameter of shape {shape!r}.")
         setattr(owner, attribute, nn.Parameter(old.new_zeros(shape)))
-    for name, size in shapes.get("rotary", {}).items():
-        if name not in layers or not isinstance(size, int) or size < 1:
+    for name, size in tables["rotary"].items():
+        if not size or size not in tables["attributes"].get(name, {}).values():  # checked above
             raise ValueError(f"Damaged module: {name!r} cannot have rotary positions of size {size!r}.")
         layers[name].register_buffer("rotary_index", torch.arange(size, device=next(model.parameters()).device))
         layers[name].register_forward_pre_hook(select_rotary, with_kwargs=True)
+
+
+def _tables(shapes: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """The tables of `shapes`, and the names in `"scatter"`."""
+    tables = {name: shapes.get(name, {}) for name in ("layers", "attributes", "parameters", "rotary")}
+    scatter = shapes.get("scatter", [])
+    for entries in (tables, tables["attributes"]):
+        for name, table in entries.items():
+            if not isinstance(table, dict):
+                raise ValueError(f"Damaged module: {name!r} of its shapes must be a table, got {table!r:.80}.")
+    if not isinstance(scatter, list | tuple) or not all(isinstance(name, str) for name in scatter):
+        raise ValueError(f"Damaged module: 'scatter' of its shapes must be a list of names, got {scatter!r:.80}.")
+    return tables, set(scatter)
 
 
 def _resized(old: nn.Module, sizes: list[int]) -> nn.Module:
@@ -226,7 +240,7 @@ def _fits(sizes: Any, limits: list[int]) -> bool:
     return (
         isinstance(sizes, list | tuple)
         and len(sizes) == len(limits)
-        and all(isinstance(size, int) and 0 <= size <= limit for size, limit in zip(sizes, limits, strict=True))
+        and all(type(size) is int and 0 <= size <= limit for size, limit in zip(sizes, limits, strict=True))
     )
 
 

@@ -19,24 +19,28 @@ from .files import read_tensors, write_tensors
 from .labels import as_membership, check_labels, membership
 from .masking import masked_layers, modular_config, record_masks
 from .module_masks import Label, ModuleMasks
+from .reservoir import Reservoir
 from .slim import layer_sizes
 
 
 STATISTICS_FILE = "neuron_statistics.safetensors"
-RESERVOIR_SAMPLES = 200  # per label, fewer if all labels together would exceed the bytes below
-RESERVOIR_BYTES = 64 * 2**20
+UPDATE_ENTRIES = 32  # pairs of a sample and a label that are copied at a time
+RESERVOIR_BYTES = 24 * 2**20  # of all labels together; beyond it there are fewer samples of each
 
 
 class NeuronStatistics:
     """
     Per label and neuron: the number of samples with an open gate and the sum of gates. Memory is O(labels × neurons),
-    whatever the number of samples; a seeded reservoir of bit-packed samples allows the cohesion to be estimated later.
+    whatever the number of samples; a seeded reservoir of bit-packed samples gives the cohesion.
 
     Args:
         labels (`list[str | int]`): the names of the labels, by id.
         layers (`Mapping[str, int]`): layer name → number of neurons.
         seed (`int`, *optional*, defaults to 0): of the reservoir.
         grouped_by (`str`, *optional*): where the "labels" are groups of samples: the column that holds them.
+        reservoir_samples (`int`, *optional*, defaults to 200): samples in the reservoir per label, from 2 up; fewer
+            where those of all labels would take more than 24 MiB. `None` keeps all samples: cohesion is then exact,
+            and memory grows by one bit per sample, label and neuron.
         activations (`bool`, *optional*, defaults to `False`): whether the gates are activations
             (`ModularConfig(gate="activation")`), whose means multiply nothing: masks are then made without gates.
 
@@ -53,6 +57,7 @@ class NeuronStatistics:
         layers: Mapping[str, int],
         seed: int = 0,
         grouped_by: str | None = None,
+        reservoir_samples: int | None = 200,
         activations: bool = False,
     ):
         self.labels = list(labels)
@@ -66,13 +71,19 @@ class NeuronStatistics:
         self.num_samples = torch.zeros(len(self.labels), dtype=torch.int64)
         self.open_counts = torch.zeros(len(self.labels), neurons, dtype=torch.int32)
         self.gate_sums = torch.zeros(len(self.labels), neurons)
-        # The reservoir keeps the samples with the smallest random keys: whole, unbiased, and independent of batch
-        # sizes.
-        row_bytes = (neurons + 7) // 8
-        size = max(2, min(RESERVOIR_SAMPLES, RESERVOIR_BYTES // max(1, len(self.labels) * row_bytes)))
-        self._keys = np.full((len(self.labels), size), np.inf)
-        self._bits = np.zeros((len(self.labels), size, row_bytes), dtype=np.uint8)
-        self._generator = np.random.default_rng(seed)
+        self.reservoir_samples = reservoir_samples
+        self._reservoir = self._new_reservoir(seed)
+
+    def _new_reservoir(self, seed: int | list[int]) -> Reservoir:
+        per_label, labels, neurons = self.reservoir_samples, len(self.labels), sum(self.layers.values())
+        if per_label is not None:
+            if not isinstance(per_label, int) or per_label < 2:
+                raise NemoValueError(
+                    f"reservoir_samples must be an integer from 2 up (cohesion needs pairs), or None for all samples; "
+                    f"got {per_label!r}."
+                )
+            per_label = max(2, min(per_label, 8 * RESERVOIR_BYTES // max(1, labels * neurons)))
+        return Reservoir(labels, neurons, per_label, seed)
 
     @torch.no_grad()
     def update(self, gates: Mapping[str, torch.Tensor], labels: torch.Tensor) -> None:
@@ -97,11 +108,12 @@ class NeuronStatistics:
         device = joined.device
         self.num_samples += torch.bincount(ids, minlength=len(self.labels))
         self.open_counts, self.gate_sums = self.open_counts.to(device), self.gate_sums.to(device)
-        size = max(1, len(labels))  # however many labels samples have, no copy is larger than the batch
-        for rows, targets in zip(samples.to(device).split(size), ids.to(device).split(size), strict=True):
+        # However many labels samples have, the copies stay small.
+        entries = (samples.to(device).split(UPDATE_ENTRIES), ids.to(device).split(UPDATE_ENTRIES))
+        for rows, targets in zip(*entries, strict=True):
             self.open_counts.index_add_(0, targets, is_open[rows].to(torch.int32))
             self.gate_sums.index_add_(0, targets, joined[rows])
-        self._sample(is_open, samples, ids.numpy())
+        self._reservoir.add(ids.numpy(), lambda kept: np.packbits(is_open.cpu().numpy(), axis=1)[samples[kept]])
 
     def _check(self, labels: torch.Tensor) -> None:
         count = len(self.labels)
@@ -113,19 +125,6 @@ class NeuronStatistics:
                 f"booleans of shape (batch_size, {count}); got {labels.dtype} of shape {tuple(labels.shape)} with "
                 f"values up to {labels.max().item() if labels.numel() else '-'}."
             )
-
-    def _sample(self, is_open: torch.Tensor, samples: torch.Tensor, ids: np.ndarray) -> None:
-        keys = self._generator.random(len(ids))
-        candidates = np.flatnonzero(keys < self._keys.max(axis=1)[ids])  # ever fewer as the reservoir fills
-        if not len(candidates):
-            return
-        packed = np.packbits(is_open[samples[candidates].to(is_open.device)].cpu().numpy(), axis=1)
-        for row, index in zip(packed, candidates, strict=True):
-            label = ids[index]
-            slot = self._keys[label].argmax()
-            if keys[index] < self._keys[label, slot]:
-                self._keys[label, slot] = keys[index]
-                self._bits[label, slot] = row
 
     def frequency(self) -> torch.Tensor:
         """Share of a label's samples with an open gate, of shape `(num_labels, num_neurons)`; 0 without samples."""
@@ -168,17 +167,23 @@ class NeuronStatistics:
             largest = means[layer].amax(dim=1, keepdim=True).clamp(min=1)
             order = (counts[layer] + 0.5 * means[layer] / largest).argsort(dim=1, descending=True, stable=True)
             rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
+            kept = rank < number[:, None]
             for i in seen:
-                masks[self.labels[i]][layer] = rank[i] < number[i]
+                masks[self.labels[i]][layer] = kept[i]
                 gates[self.labels[i]][layer] = means[layer][i]
         return ModuleMasks(masks, None if self.activations else gates, threshold, self.grouped_by)
 
     def cohesion(self, threshold: float = 0.9) -> float:
-        """Cohesion ([`metrics.cohesion`]) over the samples of the reservoir."""
-        label_index, slot = np.nonzero(np.isfinite(self._keys))
-        neurons = sum(self.layers.values())
-        bits = np.unpackbits(self._bits[label_index, slot], axis=1, count=neurons)
-        return metrics.cohesion(torch.from_numpy(bits).bool(), torch.from_numpy(label_index), threshold).item()
+        """
+        Cohesion ([`metrics.cohesion`]) over the samples of the reservoir; the masks of the labels are those of all
+        samples. Exact if the reservoir holds all (`reservoir_samples=None`), else an unbiased estimate for them.
+        """
+        needed = metrics.samples_needed(self.num_samples, threshold)
+        scores = [
+            metrics.mean_jaccard(self._reservoir.of_label(i, (self.open_counts[i] >= needed[i]).cpu().numpy()))
+            for i in np.unique(self._reservoir.labels).tolist()
+        ]
+        return torch.stack([*scores, torch.tensor(float("nan"))]).nanmean().item()
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `neuron_statistics.safetensors`, from which modules can be extracted later without data."""
@@ -186,14 +191,16 @@ class NeuronStatistics:
             "num_samples": self.num_samples,
             "open_counts": self.open_counts,
             "gate_sums": self.gate_sums,
-            "reservoir_keys": torch.from_numpy(self._keys),
-            "reservoir_bits": torch.from_numpy(self._bits),
+            "reservoir_labels": torch.from_numpy(self._reservoir.labels),
+            "reservoir_keys": torch.from_numpy(self._reservoir.keys),
+            "reservoir_bits": torch.from_numpy(self._reservoir.bits),
         }
         description = {
             "kind": "neuron_statistics",
             "labels": self.labels,
             "layers": self.layers,
             "grouped_by": self.grouped_by,
+            "reservoir_samples": self.reservoir_samples,
             "activations": self.activations,
         }
         write_tensors(os.path.join(save_directory, STATISTICS_FILE), tensors, description)
@@ -208,22 +215,23 @@ class NeuronStatistics:
         """
         tensors, description = read_tensors(source, STATISTICS_FILE, **hub_kwargs)
         try:
+            labels, layers = description["labels"], description["layers"]
+            if tensors["open_counts"].shape != (len(labels), sum(layers.values())) or min(layers.values()) < 1:
+                raise ValueError("counts and layers do not fit")  # before memory is taken for what the text claims
             statistics = cls(
-                description["labels"],
-                description["layers"],
+                labels,
+                layers,
                 grouped_by=description.get("grouped_by"),  # files of older versions are by label, and of gates
+                reservoir_samples=description.get("reservoir_samples", 200),
                 activations=description.get("activations", False),
             )
             for name in ("num_samples", "open_counts", "gate_sums"):
                 if tensors[name].shape != getattr(statistics, name).shape:
                     raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}")
                 setattr(statistics, name, tensors[name].to(getattr(statistics, name).dtype))
-            keys, bits = tensors["reservoir_keys"].numpy(), tensors["reservoir_bits"].numpy()
-            if keys.shape != bits.shape[:2] or bits.shape[::2] != statistics._bits.shape[::2]:
-                raise ValueError(f"the reservoir has shapes {keys.shape} and {bits.shape}")
-            statistics._keys, statistics._bits = keys, bits
             # Further updates draw new keys, not those of the first samples again.
-            statistics._generator = np.random.default_rng([1, int(statistics.num_samples.sum())])
+            statistics._reservoir = statistics._new_reservoir([1, int(statistics.num_samples.sum())])
+            statistics._reservoir.restore(*_saved_reservoir(tensors))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{STATISTICS_FILE} in {source} is damaged ({error!r}).") from error
         return statistics
@@ -232,6 +240,15 @@ class NeuronStatistics:
         neurons = sum(self.layers.values())
         kind = "labels" if self.grouped_by is None else f"groups of {self.grouped_by!r}"
         return f"NeuronStatistics({len(self.labels)} {kind}, {neurons} neurons, {int(self.num_samples.sum())} samples)"
+
+
+def _saved_reservoir(tensors: Mapping[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, keys and bits of the samples."""
+    keys, bits = tensors["reservoir_keys"].numpy(), tensors["reservoir_bits"].numpy()
+    if keys.ndim == 2:  # files of older versions have a row of slots for every label
+        filled = np.isfinite(keys)
+        return np.nonzero(filled)[0], keys[filled], bits[filled]
+    return tensors["reservoir_labels"].numpy(), keys, bits
 
 
 def _mean_over_blocks(numbers: dict[str, torch.Tensor], widths: dict[str, int]) -> dict[str, torch.Tensor]:
@@ -253,6 +270,7 @@ def collect_statistics(
     seed: int = 0,
     disable_tqdm: bool = False,
     names: Mapping[int, Label] | None = None,
+    reservoir_samples: int | None = 200,
 ) -> NeuronStatistics:
     """
     Stream once over the data, in evaluation mode, and count the open gates. Pass the training set without
@@ -270,6 +288,8 @@ def collect_statistics(
         disable_tqdm (`bool`, *optional*, defaults to `False`): no progress bar.
         names (`Mapping[int, str | int]`, *optional*): for groups of samples instead of the model's labels: integer in
             the batch → name of the group.
+        reservoir_samples (`int`, *optional*, defaults to 200): samples per label that the cohesion is computed over;
+            `None` keeps all, bit-packed: see [`NeuronStatistics`].
 
     Returns:
         [`NeuronStatistics`]: the counts; `grouped_by` is `labels_name` if there are `names`.
@@ -286,12 +306,10 @@ def collect_statistics(
     layers = {name: layer_sizes(layer)[1] for name, layer in masked_layers(model).items()}
     if not layers:
         raise NemoValueError(f"This {type(model).__name__} has no masks. Train it with `ModularTrainer` first.")
+    labels = [model.config.id2label[i] for i in range(model.config.num_labels)] if names is None else names.values()
+    grouped_by = None if names is None else labels_name
     activations = modular_config(model).gate == "activation"
-    if names is None:
-        labels_of_model = [model.config.id2label[i] for i in range(model.config.num_labels)]
-        statistics = NeuronStatistics(labels_of_model, layers, seed, activations=activations)
-    else:
-        statistics = NeuronStatistics(list(names.values()), layers, seed, labels_name, activations)
+    statistics = NeuronStatistics(labels, layers, seed, grouped_by, reservoir_samples, activations)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

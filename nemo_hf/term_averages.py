@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from . import metrics
 
@@ -29,15 +29,16 @@ class TermAverages:
         self,
         terms: Mapping[str, torch.Tensor],
         masks: Mapping[str, torch.Tensor],
+        weight: int,
         classes: torch.Tensor | None = None,
     ) -> None:
         """
-        Count one batch, weighted by its size: the terms, `neuron_retention` and, given the classes, cohesion and
-        coupling of the batch.
+        Count one batch: the terms, `neuron_retention` and, given the classes, cohesion and coupling of the batch.
 
         Args:
             terms (`Mapping[str, torch.Tensor]`): name → scalar.
             masks (`Mapping[str, torch.Tensor]`): layer name → gates of shape `(batch_size, num_neurons)`.
+            weight (`int`): of the batch: its number of samples, without those that fill it up.
             classes (`torch.Tensor`, *optional*): ids of shape `(batch_size,)`, or booleans of shape `(batch_size,
                 num_labels)`.
         """
@@ -52,19 +53,18 @@ class TermAverages:
         for name, value in observed.items():
             # Batches without a pair of samples or of classes have no cohesion or coupling.
             known = torch.isfinite(value) if name in ("cohesion", "coupling") else torch.ones_like(value, dtype=bool)
-            weight = known * batch_size
             total, count = self._sums.get(name, (0.0, 0.0))
-            self._sums[name] = (total + torch.where(known, value, 0) * weight, count + weight)
+            self._sums[name] = (total + torch.where(known, value, 0) * weight, count + known * weight)
 
-    def drain(self, accelerator: Accelerator, prefix: str = "") -> dict[str, float]:
+    def drain(self, prefix: str = "") -> dict[str, float]:
         """The means over everything added since the last call, over all processes."""
         sums, self._sums = self._sums, {}
-        if not sums:
-            return {}
-        stacked = torch.stack([torch.stack([total.float(), count.float()]) for total, count in sums.values()])
-        stacked = accelerator.reduce(stacked, reduction="sum")
-        return {
-            f"{prefix}{name}": total / count
-            for name, (total, count) in zip(sums, stacked.tolist(), strict=True)
-            if count
-        }
+        pairs = [torch.stack([total.float(), count.float()]) for total, count in sums.values()]
+        own = dict(zip(sums, torch.stack(pairs).tolist(), strict=True)) if sums else {}
+        totals: dict[str, list[float]] = {}
+        for of_process in gather_object([own]):  # one that saw no batch has no names
+            for name, (total, count) in of_process.items():
+                known = totals.setdefault(name, [0.0, 0.0])
+                known[0] += total
+                known[1] += count
+        return {f"{prefix}{name}": total / count for name, (total, count) in totals.items() if count}

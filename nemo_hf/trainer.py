@@ -4,19 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
+from . import distributed
 from .auto import AutoModularModel
+from .checkpoints import resumable_checkpoint, writing_checkpoint
 from .config import ModularConfig
-from .distributed import gather_samples, global_batch, of_all_processes, of_own_samples
 from .errors import NemoRuntimeError, NemoValueError
 from .groups import check_group_column, check_groups, group_names
 from .labels import as_membership, check_labels
@@ -25,6 +25,7 @@ from .masking import apply_masks, is_masked, masked_layers, mix_gates, modular_c
 from .model_card import check_card, shown_source, write_modular_card
 from .objectives import CompactnessLoss, distillation_loss, make_objective
 from .resolution import resolve_parts
+from .sampler import balanced_sampler, check_sampling
 from .schedules import ModularSchedule
 from .statistics import NeuronStatistics, collect_statistics
 from .term_averages import TermAverages
@@ -95,6 +96,7 @@ class ModularTrainer(Trainer):
             modular_config = ModularConfig(gate="activation")
         self.modular_config = modular_config
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
+        check_sampling(self.train_dataset, args)
         if args.group_column is not None:
             several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
             for dataset in (self.train_dataset, *several.values()):
@@ -152,7 +154,13 @@ class ModularTrainer(Trainer):
         if self._has_distillation_head and self.args.label_names is None:
             self.label_names = ["labels"]
 
-    # ---- Labels and groups ----
+    # ---- Batches, labels and groups ----
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if self.args.samples_per_label is None:
+            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return balanced_sampler(dataset, self.args, self._train_batch_size, epoch=lambda: int(self.state.epoch or 0))
 
     def _set_signature_columns_if_needed(self) -> None:
         # The columns that the Trainer leaves in the dataset.
@@ -203,10 +211,12 @@ class ModularTrainer(Trainer):
                 task_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         self._check_gradient(model, masks)
         terms = self._modular_terms(model, masks, classes)
-        self._averages[phase].add({"loss_task": task_loss, **terms}, masks, None if model.training else classes)
+        weight = len(classes) if model.training else distributed.real_samples(self.accelerator, len(classes))
+        shown = None if model.training else classes
+        self._averages[phase].add({"loss_task": task_loss, **terms}, masks, weight, shown)
         loss = task_loss
         if model.training:
-            loss = of_own_samples(self.accelerator, task_loss, len(classes)) + sum(terms.values())
+            loss = distributed.of_own_samples(self.accelerator, task_loss, len(classes)) + sum(terms.values())
         return (loss, outputs) if return_outputs else loss
 
     def _modular_terms(
@@ -215,10 +225,10 @@ class ModularTrainer(Trainer):
         """In training over the samples of all processes, and warming up."""
         several = model.training and self.accelerator.num_processes > 1
         if several:
-            masks, classes = global_batch(self.accelerator, masks, classes)
+            masks, classes = distributed.global_batch(self.accelerator, masks, classes)
         terms = {**self.objective(masks, classes), **self.compactness(masks, classes)}
         if several:
-            terms = {name: of_all_processes(self.accelerator, term) for name, term in terms.items()}
+            terms = {name: distributed.of_all_processes(self.accelerator, term) for name, term in terms.items()}
         if not model.training:
             return terms
         schedule = [c for c in self.callback_handler.callbacks if isinstance(c, ModularSchedule)][-1]
@@ -276,15 +286,15 @@ class ModularTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means of the terms to a training log; those of an evaluation are among its metrics already."""
         if "loss" in logs:
-            logs = {**logs, **self._averages["train"].drain(self.accelerator)}
+            logs = {**logs, **self._averages["train"].drain()}
         super().log(logs, *args, **kwargs)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Adds the modular terms, `neuron_retention` and the mean batch cohesion and coupling to the metrics."""
         self._averages["eval"] = TermAverages()
-        output = super().evaluation_loop(dataloader, description, *args, **kwargs)
+        output = super().evaluation_loop(distributed.fill_up_last_batches(dataloader), description, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.update(self._averages["eval"].drain(self.accelerator, f"{prefix}_"))
+        output.metrics.update(self._averages["eval"].drain(f"{prefix}_"))
         return output
 
     # ---- Optimizer ----
@@ -342,15 +352,23 @@ class ModularTrainer(Trainer):
         column = self.args.group_column
         return collect_statistics(
             self._unwrapped(self.model),
-            self.get_test_dataloader(dataset),  # that of evaluation may be a cached one, of another dataset
+            distributed.fill_up_last_batches(self.get_test_dataloader(dataset)),  # not a cached one of evaluation
             labels_name="labels" if column is None else column,
             names=None if column is None else group_names(dataset, column),
-            gather=partial(gather_samples, self.accelerator) if self.accelerator.num_processes > 1 else None,
+            gather=self.accelerator.gather_for_metrics if self.accelerator.num_processes > 1 else None,
             seed=self.args.seed,
             disable_tqdm=self.args.disable_tqdm,
         )
 
     # ---- Checkpoints ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """That of transformers; `resume_from_checkpoint=True` takes the last checkpoint that was written whole."""
+        return super().train(resumable_checkpoint(resume_from_checkpoint, self.args.output_dir), *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with writing_checkpoint(self, trial):
+            super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # Checkpoints of ViT and others carry other names than the live parameters. `Trainer` reads the file by the

@@ -55,6 +55,10 @@ class ModularTrainingArguments(TrainingArguments):
             and to five times that for the generators of convolutions.
         group_column (`str`, *optional*): column of the dataset whose groups of samples (integers or `ClassLabel`) get
             neurons of their own, such as the domain or the language. Defaults to the labels of the task.
+        samples_per_label (`int`, *optional*): every training batch holds at least this many samples of each of its
+            labels (or groups), for data with so many labels that most would appear once in a batch. From 2 to half
+            of the batch size, which it divides. Every sample comes at least once in an epoch; some come again, so that
+            labels fill their places. Defaults to batches at random.
 
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: if a value is outside its range.
@@ -115,6 +119,10 @@ class ModularTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Column whose groups of samples get neurons of their own. Defaults to the task's labels."},
     )
+    samples_per_label: int | None = field(
+        default=None,
+        metadata={"help": "Samples, at least, of each label in a training batch. Defaults to batches at random."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,6 +148,21 @@ class ModularTrainingArguments(TrainingArguments):
             raise NemoValueError(
                 f"group_column names another column than the labels of the task, got {self.group_column!r}. Leave it "
                 "out: without it gates are organised by label."
+            )
+
+        if self.samples_per_label is not None and self.samples_per_label < 2:
+            raise NemoValueError(
+                f"samples_per_label must be 2 or more, so that samples have partners, got {self.samples_per_label!r}."
+            )
+        if self.samples_per_label is not None and self.train_sampling_strategy != "random":
+            raise NemoValueError(
+                f"samples_per_label={self.samples_per_label} and train_sampling_strategy="
+                f"{self.train_sampling_strategy!r} both choose the order of the samples. Leave one of them out."
+            )
+        if self.samples_per_label is not None and self.auto_find_batch_size:
+            raise NemoValueError(
+                f"auto_find_batch_size tries batch sizes that samples_per_label={self.samples_per_label} does not "
+                "divide. Leave one of them out."
             )
 
     def modular_arguments(self) -> dict[str, Any]:

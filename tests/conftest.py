@@ -9,9 +9,16 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import pytest  # noqa: E402 (the environment is read when the libraries are imported)
+import hypothesis  # noqa: E402 (the environment is read when the libraries are imported)
+import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+
+
+# HYPOTHESIS_PROFILE=long pytest tests/test_properties.py
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=20, derandomize=True, database=None)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=2000, database=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture(scope="session", autouse=True)

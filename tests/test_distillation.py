@@ -31,7 +31,7 @@ def test_the_task_loss_is_that_of_the_method(tmp_path):
     batch = Samples(DEIT_TEACHER).batch(*range(8))
     trainer.model.train()
     loss, outputs = trainer.compute_loss(trainer.model, dict(batch), return_outputs=True)
-    observed = trainer._averages["train"].drain(trainer.accelerator)
+    observed = trainer._averages["train"].drain()
 
     assert loss.requires_grad
     target = teacher(pixel_values=batch["pixel_values"]).logits.softmax(-1)

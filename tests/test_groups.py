@@ -105,7 +105,7 @@ def test_the_objective_compares_groups_and_the_task_keeps_its_labels(case, tmp_p
     task = nn.functional.cross_entropy(logits, batch["labels"])
     torch.testing.assert_close(trainer.compute_loss(model, given), task, atol=1e-6, rtol=1e-6)
     assert list(given) == list(batch)  # the caller's batch is whole
-    observed = trainer._averages["eval"].drain(trainer.accelerator)
+    observed = trainer._averages["eval"].drain()
     expected = ContrastiveLoss(0.7, 0.2)(gates, batch["domain"])["loss_contrastive"].item()
     assert observed["loss_contrastive"] == pytest.approx(expected, abs=1e-5)
     assert expected != pytest.approx(ContrastiveLoss(0.7, 0.2)(gates, batch["labels"])["loss_contrastive"].item())

@@ -88,7 +88,7 @@ def test_one_hot_labels_give_what_ids_give(loss_class):
         counted.update(gates, labels)
     for name in ("num_samples", "open_counts", "gate_sums"):
         assert torch.equal(getattr(statistics[0], name), getattr(statistics[1], name))
-    assert (statistics[0]._bits == statistics[1]._bits).all()
+    assert (statistics[0]._reservoir.bits == statistics[1]._reservoir.bits).all()
 
 
 def naive_jaccard(first, second):

@@ -2,7 +2,10 @@
 """Statistics: exact counts whatever the batches, bounded memory, files written whole or not at all."""
 
 import itertools
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from models import LABELS, VIT, Samples, over_models, over_two_models
@@ -18,8 +21,8 @@ def batches(gates, labels, size):
         yield {name: gate[start : start + size] for name, gate in gates.items()}, labels[start : start + size]
 
 
-def collected(gates, labels, size=16):
-    statistics = NeuronStatistics(LABELS, LAYERS)
+def collected(gates, labels, size=16, **options):
+    statistics = NeuronStatistics(LABELS, LAYERS, **options)
     for batch in batches(gates, labels, size):
         statistics.update(*batch)
     return statistics
@@ -56,25 +59,72 @@ def test_counts_equal_a_naive_loop_for_every_batch_size(data, size):
     assert statistics.cohesion(0.5) == pytest.approx(expected, abs=1e-6)  # the reservoir holds all samples
 
 
-def test_reservoir_does_not_depend_on_batch_sizes_and_memory_not_on_samples(monkeypatch):
-    monkeypatch.setattr("nemo_hf.statistics.RESERVOIR_SAMPLES", 20)
+def kept_samples(statistics):
+    """Label, key and bits of every sample in the reservoir."""
+    reservoir = statistics._reservoir
+    rows = zip(reservoir.labels.tolist(), reservoir.keys.tolist(), map(bytes, reservoir.bits), strict=True)
+    return sorted(rows)
+
+
+def test_reservoir_does_not_depend_on_batch_sizes_and_memory_not_on_samples():
     labels = torch.randint(0, 5, (400,))
     gates = {name: (torch.rand(400, size) - 0.5).relu() for name, size in LAYERS.items()}
-    empty = NeuronStatistics(LABELS, LAYERS)
-    every = [collected(gates, labels, size) for size in (1, 33, 400)]
+    every = [collected(gates, labels, size, reservoir_samples=20) for size in (1, 33, 400)]
     for statistics in every:
-        assert (statistics._keys == every[0]._keys).all()
-        assert (statistics._bits == every[0]._bits).all()
-        for name in ("_keys", "_bits", "open_counts", "gate_sums", "num_samples"):
-            assert getattr(statistics, name).shape == getattr(empty, name).shape
-        assert set(vars(statistics)) == set(vars(empty))
+        assert kept_samples(statistics) == kept_samples(every[0])
+        assert np.bincount(statistics._reservoir.labels).tolist() == [20] * 5
+        assert len(statistics._reservoir._keys) == 100
+        assert statistics.open_counts.shape == statistics.gate_sums.shape == (5, 17)
     full = metrics.cohesion(torch.cat(list(gates.values()), 1) > 0, labels, 0.3).item()
     assert every[0].cohesion(0.3) == pytest.approx(full, abs=0.1)
 
 
-def test_reservoir_is_bounded_in_bytes():
-    statistics = NeuronStatistics([str(i) for i in range(1000)], {"layer": 40_000})
-    assert statistics._bits.nbytes <= 64 * 2**20
+def test_reservoir_keeps_the_samples_with_the_smallest_keys():
+    keys = np.random.default_rng(0).random(400)
+    labels = torch.randint(0, 5, (400,))
+    gates = {name: (torch.rand(400, size) - 0.5).relu() for name, size in LAYERS.items()}
+    bits = np.packbits(torch.cat(list(gates.values()), 1).numpy() > 0, axis=1)
+    expected = []
+    for label in range(5):
+        mine = sorted((key, i) for i, key in enumerate(keys.tolist()) if labels[i] == label)[:7]
+        expected += [(label, key, bytes(bits[i])) for key, i in mine]
+    assert kept_samples(collected(gates, labels, 23, reservoir_samples=7)) == expected
+
+
+def test_reservoir_of_all_samples_makes_cohesion_exact():
+    labels = (torch.rand(3000) ** 3 * 5).long()  # some labels have many more samples than others
+    gates = {name: (torch.rand(3000, size) - 0.5).relu() for name, size in LAYERS.items()}
+    statistics = collected(gates, labels, 100, reservoir_samples=None)
+    assert len(statistics._reservoir.labels) == 3000
+    full = metrics.cohesion(torch.cat(list(gates.values()), 1) > 0, labels, 0.5).item()
+    assert statistics.cohesion(0.5) == pytest.approx(full, abs=1e-6)
+    assert collected(gates, labels, 100).cohesion(0.5) == pytest.approx(full, abs=0.05)
+    assert collected(gates, labels, 100).cohesion(0.5) != statistics.cohesion(0.5)
+
+
+@pytest.mark.parametrize("number", [0, 1, -5, 2.5, "all"])
+def test_reservoirs_that_hold_no_pairs_are_refused(number):
+    with pytest.raises(NemoValueError, match=f"from 2 up .cohesion needs pairs., or None.*got {number!r}"):
+        NeuronStatistics(LABELS, LAYERS, reservoir_samples=number)
+
+
+def test_memory_for_a_thousand_labels_and_forty_thousand_neurons_is_below_400_mb():
+    code = """
+import resource, torch
+from nemo_hf import NeuronStatistics
+layers = {str(i): 1000 for i in range(40)}
+warm = NeuronStatistics(["a", "b"], {"0": 8})
+warm.update({"0": torch.rand(2, 8)}, torch.tensor([0, 1]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+statistics = NeuronStatistics([str(i) for i in range(1000)], layers)
+gates = {name: torch.rand(64, 1000).sub_(0.5).relu_() for name in layers}
+for step in range(130):
+    statistics.update(gates, (torch.arange(64) + 64 * step) % 1000)
+assert len(statistics._reservoir.labels) > 5000
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 400e6
 
 
 @pytest.mark.parametrize(
@@ -157,6 +207,20 @@ def test_save_and_load_are_inverse(data, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["neuron_statistics.safetensors"]
 
 
+def test_files_with_a_row_of_slots_for_every_label_are_read(data, tmp_path):
+    statistics = collected(*data)
+    statistics.save_pretrained(tmp_path)
+    path = tmp_path / "neuron_statistics.safetensors"
+    tensors, description = files.read_tensors(tmp_path, path.name)
+    del description["reservoir_samples"]
+    labels = tensors.pop("reservoir_labels").long()
+    slots = torch.arange(50)  # more than any label has samples
+    keys, bits = torch.full((5, 50), float("inf"), dtype=torch.float64), torch.zeros(5, 50, 3, dtype=torch.uint8)
+    keys[labels, slots], bits[labels, slots] = tensors["reservoir_keys"], tensors["reservoir_bits"]
+    files.write_tensors(path, {**tensors, "reservoir_keys": keys, "reservoir_bits": bits}, description)
+    assert kept_samples(NeuronStatistics.from_pretrained(tmp_path)) == kept_samples(statistics)
+
+
 def test_damaged_files_are_refused(data, tmp_path):
     with pytest.raises(CheckpointError, match=r"There is no neuron_statistics.safetensors in .*collect_statistics"):
         NeuronStatistics.from_pretrained(tmp_path)
@@ -172,6 +236,16 @@ def test_damaged_files_are_refused(data, tmp_path):
     files.write_tensors(path, tensors, {"labels": LABELS, "layers": LAYERS})
     with pytest.raises(CheckpointError, match=r"is damaged \(.*num_samples has shape \(3,\)"):
         NeuronStatistics.from_pretrained(tmp_path)
+    statistics.save_pretrained(tmp_path)
+    good, description = files.read_tensors(tmp_path, path.name)
+    for name, value in (
+        ("reservoir_bits", good["reservoir_bits"][:, :1]),
+        ("reservoir_keys", good["reservoir_keys"][1:]),
+        ("reservoir_labels", good["reservoir_labels"] + 3),
+    ):
+        files.write_tensors(path, {**good, name: value.clone()}, description)
+        with pytest.raises(CheckpointError, match="is damaged .*the reservoir has"):
+            NeuronStatistics.from_pretrained(tmp_path)
     files.write_tensors(path, tensors, {"labels": LABELS})
     with pytest.raises(CheckpointError, match=r"is damaged \(KeyError\('layers'\)"):
         NeuronStatistics.from_pretrained(tmp_path)

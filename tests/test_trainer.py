@@ -321,7 +321,7 @@ def test_gradient_accumulation_averages_over_batches(case, tmp_path):
     logs = training_logs(trainer)[0]
     assert logs["loss"] == pytest.approx(sum(losses).item() / 2, abs=1e-4)
     assert logs["loss"] == pytest.approx(sum(logs[name] for name in TERMS), abs=1e-4)
-    expected = reference._averages["train"].drain(reference.accelerator)
+    expected = reference._averages["train"].drain()
     assert logs["loss_task"] == pytest.approx(expected["loss_task"], abs=1e-5)
     assert len(gradients.values) == len(list(model.parameters()))
     for name, parameter in reference.model.named_parameters():
@@ -383,7 +383,7 @@ def test_label_smoothing_and_compute_loss_func_live_on(case, tmp_path):
     custom = trainer_of(case, tmp_path, model, compute_loss_func=constant)
     model.train()
     loss = custom.compute_loss(model, dict(batch))
-    observed = custom._averages["train"].drain(custom.accelerator)
+    observed = custom._averages["train"].drain()
     assert observed["loss_task"] == 7.0
     assert loss.item() == pytest.approx(sum(observed[name] for name in TERMS), abs=1e-5)
     smoothed.train()
@@ -422,6 +422,12 @@ def test_other_arguments_and_other_configs_are_refused(tmp_path):
         ({"modular_warmup_ratio": 1.5}, r"must be in \[0, 1\], got 1.5"),
         ({"target_retention": -0.1}, r"must be in \[0, 1\], got -0.1"),
         ({"target_retention": 1.1}, r"must be in \[0, 1\], got 1.1"),
+        ({"samples_per_label": 1}, "samples_per_label must be 2 or more, so that samples have partners, got 1"),
+        (
+            {"samples_per_label": 2, "train_sampling_strategy": "sequential"},
+            "samples_per_label=2 and train_sampling_strategy='sequential' both choose the order",
+        ),
+        ({"samples_per_label": 2, "auto_find_batch_size": True}, "auto_find_batch_size tries batch sizes that"),
     ],
     ids=str,
 )
@@ -444,6 +450,7 @@ def test_arguments_parse_from_the_command_line_and_have_help(tmp_path):
         "group_column": "domain",
         "modular_warmup_ratio": 0.75,
         "gate_mixing_ratio": 0.25,
+        "samples_per_label": 4,
     }
     command = [part for name, value in own.items() for part in (f"--{name}", str(value))]
     parser = HfArgumentParser(ModularTrainingArguments)

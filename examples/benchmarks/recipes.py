@@ -89,7 +89,7 @@ _SMALL_IMAGES: dict[str, Any] = {
     "learning_rate": 1e-3,
     "held_out": 5000,
     "max_train_samples": 10_000,
-    "max_eval_samples": 2000,
+    "max_eval_samples": 1000,
 }
 _SMALL_VIT = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 384}
 _SMALL_VGG = {"width_multiplier": 0.25, "depths": [1, 1, 2, 2, 2], "num_pools": 4, "num_hidden_layers": 1}
