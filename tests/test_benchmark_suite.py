@@ -5,15 +5,19 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import recipes
+import suite_run
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from magnitude import magnitude_masks, neuron_norms
+from methods import METHODS
 from PIL import Image as PILImage
+from safetensors.torch import load_file
 from suite_data import crop_and_flip, draw_subsets, stratified
 from transformers import AutoConfig, ViTConfig, ViTForImageClassification
 
@@ -58,11 +62,13 @@ def test_every_label_keeps_its_share_of_the_samples():
 
 
 def test_crops_move_and_mirror_images():
-    images = torch.arange(64.0).view(1, 1, 8, 8).repeat(200, 3, 1, 1)
+    images = torch.arange(1.0, 65.0).view(1, 1, 8, 8).repeat(200, 3, 1, 1)
+    images[-1] = 0  # black, as what moves in is
     changed = crop_and_flip({"pixel_values": images, "labels": torch.zeros(200)})["pixel_values"]
     assert changed.shape == images.shape
+    assert changed[-1].eq(0).all()
     mirrored = 0
-    for image in changed[:, 0]:
+    for image in changed[:-1, 0]:
         inside = image[image > 0].view(-1, int((image > 0).any(0).sum()))  # a rectangle, not only scattered pixels
         steps = inside.diff(dim=1)
         mirrored += bool((steps < 0).any())
@@ -72,7 +78,7 @@ def test_crops_move_and_mirror_images():
     assert len({tuple(image.flatten().tolist()) for image in changed[:, 0]}) > 60
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6])
+@pytest.mark.parametrize("share", [0.5, 0.8])
 @pytest.mark.parametrize("num_labels", [1, 3])
 def test_magnitude_pruning_reaches_the_asked_size(share, num_labels):
     model = tiny_vit()
@@ -122,32 +128,59 @@ def write_data(folder):
         data.to_parquet(folder / f"{split}-00000-of-00001.parquet")
 
 
-def run_suite(folder, *options):
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    return folder
+
+
+@pytest.mark.parametrize("published_recipe", [False, True], ids=["adamw", "published recipe"])
+@pytest.mark.parametrize("method", ["standard", "nemo_hf"])
+def test_a_training_in_pieces_ends_where_a_whole_one_does(method, published_recipe, data, tmp_path):
+    row = replace(recipes.SMALL["fashion_mnist/vit"].scaled(0.01), epochs=2, published_recipe=published_recipe)
+    spec = {"kind": METHODS[method].kind, "seed": 0, "recipe": asdict(row), "settings": {}, "validation": False}
+    weights = []
+    for name, deadlines in (("whole", [math.inf]), ("pieces", [0, 0, math.inf])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "spec.json").write_text(json.dumps(spec))
+        for deadline in deadlines:
+            run = suite_run.Run(tmp_path / name, str(data), deadline)
+            if deadline == 0:  # one step
+                with pytest.raises(suite_run.Unfinished):
+                    run.train()
+            else:
+                seconds = run.train()["seconds"]
+                assert run.train()["seconds"] == seconds  # not trained again
+        weights.append(load_file(tmp_path / name / "model" / "model.safetensors"))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def run_suite(folder, data, *options):
     command = [sys.executable, BENCHMARKS / "suite.py", "--output_dir", folder / "bench", "--scale", "0.01"]
-    command += ["--data", f"fashion_mnist={folder / 'data'}", "--rows", "fashion_mnist/vgg", "--num_subsets", "1"]
+    command += ["--data", f"fashion_mnist={data}", "--rows", "fashion_mnist/vgg", "--num_subsets", "1"]
     return subprocess.run([*command, *options], capture_output=True, text=True, check=False)
 
 
-def test_the_suite_runs_goes_on_and_says_what_failed(tmp_path):
-    (tmp_path / "data").mkdir()
-    write_data(tmp_path / "data")
+def test_the_suite_runs_goes_on_and_says_what_failed(data, tmp_path):
     bad = ("--override", "nemo_hf.alpha=-1", "--tag", "bad")
     methods = ("--methods", "standard", "nemo_hf")
-    first = run_suite(tmp_path, *methods, *bad, "--jobs", "2")
+    first = run_suite(tmp_path, data, *methods, *bad, "--jobs", "2")
     assert first.returncode == 1, first.stdout + first.stderr
     assert "2 started, 1 failed, 0 left" in first.stdout
     assert "alpha must be a number from 0 up, got -1" in first.stdout
 
-    stopped = run_suite(tmp_path, *methods, "--time_limit", "0")
+    stopped = run_suite(tmp_path, data, *methods, "--time_limit", "0")
     assert stopped.returncode == 75, stopped.stdout + stopped.stderr
     assert "0 started, 0 failed, 1 left" in stopped.stdout
-    second = run_suite(tmp_path, *methods)
+    second = run_suite(tmp_path, data, *methods)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "1 started, 0 failed, 0 left" in second.stdout
-    third = run_suite(tmp_path, *methods)
+    third = run_suite(tmp_path, data, *methods)
     assert third.returncode == 0
     assert "0 started, 0 failed, 0 left" in third.stdout
-    other = run_suite(tmp_path, *methods, "--validation")
+    other = run_suite(tmp_path, data, *methods, "--validation")
     assert other.returncode == 1
     assert "with other options" in other.stderr
 

@@ -210,6 +210,7 @@ def _plot(entries: list[dict[str, Any]], file: Path) -> None:
         errors = [_deviation(of_size) for of_size in values["accuracy"]]
         left.errorbar(means["parameter_retention"], means["accuracy"], errors, label=entry["name"], capsize=2, **style)
         right.errorbar(sizes, means["accuracy"], errors, capsize=2, **style)
+    left.set_xlim(left=0)
     left.set(xlabel="parameters of the module, % of the plain model's", ylabel="accuracy of the module, %")
     right.set(xlabel="labels of the module")
     for axes in (left, right):
