@@ -15,16 +15,18 @@ class Method:
 
     Args:
         description (`str`): for the table.
-        kind (`"plain"`, `"modular"` or `"pruned"`): trained by the `Trainer` of transformers, its modules being itself
-            with logits restricted to the labels; trained by [`~nemo_hf.ModularTrainer`]; or the plain model, pruned.
+        kind (`"plain"`, `"modular"`, `"pruned"` or `"learned"`): trained by the `Trainer` of transformers, its modules
+            being itself with logits restricted to the labels; trained by [`~nemo_hf.ModularTrainer`]; the plain model,
+            pruned; or the plain model with the masks of [`~nemo_hf.learn_masks`].
         settings (`Mapping[str, Any]`, *optional*): fields of [`~nemo_hf.ModularConfig`] and
-            [`~nemo_hf.ModularTrainingArguments`] that are not their defaults, and `threshold` of the masks.
+            [`~nemo_hf.ModularTrainingArguments`] that are not their defaults, and `threshold` of the masks; arguments
+            of [`~nemo_hf.learn_masks`] where they are learned.
         gates (`tuple[str, ...]`, *optional*): what multiplies the neurons of modules; the first is the method's own.
         needs (`tuple[str, ...]`, *optional*): methods whose results on the same row and seed this one starts from.
     """
 
     description: str
-    kind: Literal["plain", "modular", "pruned"]
+    kind: Literal["plain", "modular", "pruned", "learned"]
     settings: Mapping[str, Any] = field(default_factory=dict)
     gates: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
@@ -42,8 +44,13 @@ METHODS = {
         gates=("binary",),
         needs=("standard", "nemo_hf"),
     ),
+    "learned": Method(
+        "the plain model with masks that were learned afterwards", "learned", gates=("binary",), needs=("standard",)
+    ),
     "mwt": Method("Modularizing-while-Training", "modular", {"objective": "mwt", **_PUBLISHED}, ("binary",)),
     "moda": Method("MODA", "modular", {"objective": "moda", "gate": "activation"}, ("binary",)),
     "nemo": Method("NeMo as published", "modular", {"objective": "nemo", **_PUBLISHED}, ("binary",)),
     "nemo_hf": Method("the defaults of nemo_hf", "modular", gates=("mean", "binary")),
 }
+# Learning masks takes as long as another training, and needs to be asked for.
+DEFAULT_METHODS = [name for name in METHODS if name != "learned"]

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from methods import METHODS, ROW_RATE, Method
+from methods import DEFAULT_METHODS, METHODS, ROW_RATE, Method
 from recipes import DATASETS, SUITES, Row
 
 
@@ -113,7 +113,7 @@ class Plan:
         method = self.methods[name]
         needs = {needed: (row, needed, seed) for needed in method.needs}
         teacher = self.rows[row].teacher
-        if teacher is not None and method.kind != "pruned":
+        if teacher is not None and method.kind in ("plain", "modular"):
             needs["teacher"] = (teacher, "standard", seed)
         for needed in needs.values():
             self._add(needed)
@@ -246,7 +246,7 @@ def arguments() -> argparse.Namespace:
     add("--suite", choices=SUITES, default="small", help="small: two cores; paper: one GPU (default: %(default)s)")
     add("--output_dir", type=Path, required=True, help="folder for runs, tables and plots")
     add("--seeds", type=int, nargs="+", default=[0], help="of weights and order of samples (default: 0)")
-    add("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
+    add("--methods", nargs="+", default=DEFAULT_METHODS, choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
     add("--rows", nargs="+", metavar="ROW", help="such as fashion_mnist/vit; all by default")
     add("--jobs", type=int, default=1, help="runs at a time; they share the cores (default: %(default)s)")
     add("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="data sets that are elsewhere than on the Hub")

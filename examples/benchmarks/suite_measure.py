@@ -10,7 +10,6 @@ import torch
 from suite_data import Task, all_logits, draw_subsets, restricted_accuracy, stratified
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.pytorch_utils import Conv1D
 
 from nemo_hf.metrics import count_flops, count_parameters, latency_ratio
 
@@ -21,12 +20,6 @@ EVAL_BATCH = 250
 FLOPS_BATCH = 8
 LATENCY_BATCH = 32
 FINETUNED_SUBSETS = 3  # of the sizes that are fine-tuned
-
-
-def count_linear_parameters(model: nn.Module) -> int:
-    """Number of parameters of linear layers and convolutions."""
-    layers = (layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | Conv1D))
-    return sum(parameter.numel() for layer in layers for parameter in layer.parameters(recurse=False))
 
 
 class Modules:
@@ -57,7 +50,7 @@ class Modules:
     def _costs(self, model: PreTrainedModel) -> dict[str, int]:
         return {
             "parameters": count_parameters(model),
-            "linear_parameters": count_linear_parameters(model),
+            "linear_parameters": count_parameters(model, linear_only=True),
             "flops": count_flops(model, self._inputs[FLOPS_BATCH]),
         }
 

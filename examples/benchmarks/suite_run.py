@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import random
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,18 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from nemo_hf import ModularConfig, ModularTrainer, ModularTrainingArguments, collect_statistics, extract_module, tasks
+from nemo_hf import (
+    ModularConfig,
+    ModularTrainer,
+    ModularTrainingArguments,
+    ModuleMasks,
+    collect_statistics,
+    extract_module,
+    learn_masks,
+    tasks,
+)
+from nemo_hf.extraction import module_overlap
+from nemo_hf.metrics import count_parameters
 from nemo_hf.objectives import distillation_loss
 
 
@@ -220,19 +232,32 @@ class Run:
         )
         if self.spec["kind"] == "pruned":
             return self._measure_pruned(modules)
+        if self.spec["kind"] == "learned":
+            return self._measure_learned(modules)
         model = self._trained(self.folder).to(self.device).eval()
         if self.spec["kind"] == "plain":
             return {"accuracy": self._accuracy(model), "modules": modules.restricted(model)}
         training_samples = self.task.batches(self.task.train, EVAL_BATCH)
         statistics = collect_statistics(model, training_samples, disable_tqdm=True)
         masks = statistics.module_masks(self.threshold)
-        figures = {
+        figures = {"accuracy": self._accuracy(model), "cohesion": statistics.cohesion(self.threshold)}
+        return {**figures, **mask_figures(model, masks), **self._modules(modules, model, lambda size: masks)}
+
+    def _measure_learned(self, modules: Modules) -> dict[str, Any]:
+        """Time and memory are those of learning the masks, on top of the training of the plain model."""
+        model = self._trained(self._needed("standard")).to(self.device).eval()
+        start, cpu_start = time.monotonic(), time.process_time()
+        samples = random.Random(self.spec["seed"]).sample(self.task.train, len(self.task.train))
+        batches = self.task.batches(samples, self.row.batch_size)
+        options = {"seed": self.spec["seed"], "disable_tqdm": True, **self.modular_config, **self.arguments}
+        masks = learn_masks(model, batches, **options)
+        training = {"seconds": time.monotonic() - start, "cpu_seconds": time.process_time() - cpu_start}
+        return {
+            "training": {**training, "peak_memory": peak_memory()},
             "accuracy": self._accuracy(model),
-            "neuron_retention": masks.retention(),
-            "cohesion": statistics.cohesion(self.threshold),
-            "coupling": masks.coupling(),
+            **mask_figures(model, masks),
+            **self._modules(modules, model, lambda size: masks),
         }
-        return {**figures, **self._cut(modules, lambda labels, gates: extract_module(model, masks, labels, gates))}
 
     def _measure_pruned(self, modules: Modules) -> dict[str, Any]:
         """For every subset size one pruned model, as large as the modules of nemo_hf are on average."""
@@ -240,19 +265,26 @@ class Run:
         reference = json.loads((self._needed("nemo_hf") / "result.json").read_text())
         own = [module for module in reference["modules"] if module["gates"] == reference["spec"]["gates"][0]]
         config = ModularConfig.from_dict(reference["modular_config"])
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        parameters = count_parameters(model)
         masks = {}
         for size in {len(module["labels"]) for module in own}:
             asked = [module["parameter_retention"] for module in own if len(module["labels"]) == size]
             masks[size], _ = magnitude_masks(model, config, size, parameters * sum(asked) / len(asked))
         return {
             "accuracy": self._accuracy(model),
-            "neuron_retention": masks[1].retention(),
-            **self._cut(modules, lambda labels, gates: extract_module(model, masks[len(labels)], labels, gates)),
+            **mask_figures(model, masks[1]),
+            **self._modules(modules, model, masks.__getitem__),
         }
 
-    def _cut(self, modules: Modules, cut: Callable[..., PreTrainedModel]) -> dict[str, Any]:
+    def _modules(
+        self, modules: Modules, model: PreTrainedModel, masks_of_size: Callable[[int], ModuleMasks]
+    ) -> dict[str, Any]:
+        """Everything about the modules of a model, whose masks may depend on the number of labels."""
         gates = self.spec["gates"]
+
+        def cut(labels: Sequence[int], kind: str) -> PreTrainedModel:
+            return extract_module(model, masks_of_size(len(labels)), labels, kind)
+
         figures = {"modules": modules.cut(cut, gates), "latencies": modules.latencies(cut, gates[0])}
         if self.spec["finetune_epochs"]:
             rate = self.row.learning_rate / 10
@@ -264,6 +296,17 @@ class Run:
     def _accuracy(self, model: PreTrainedModel) -> float:
         logits = all_logits(model, self.task.batches(self.task.test, EVAL_BATCH))
         return (logits.argmax(-1) == self.task.labels).float().mean().item()
+
+
+def mask_figures(model: PreTrainedModel, masks: ModuleMasks) -> dict[str, float]:
+    """Size and likeness of the masks of single labels; overlap is the mean over pairs of their modules."""
+    overlap = module_overlap(model, masks, [[label] for label in masks.labels])
+    pairs = torch.ones_like(overlap, dtype=torch.bool).triu(1)
+    return {
+        "neuron_retention": masks.retention(),
+        "coupling": masks.coupling(),
+        "overlap": overlap[pairs].mean().item(),
+    }
 
 
 def peak_memory() -> int:
@@ -297,7 +340,7 @@ def main() -> None:
     run = Run(args.folder, args.dataset, deadline)
     training: dict[str, Any] = {}
     try:
-        if run.spec["kind"] != "pruned":
+        if run.spec["kind"] in ("plain", "modular"):
             training = run.train()
         if time.monotonic() > run.deadline:
             raise Unfinished
