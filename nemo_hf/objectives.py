@@ -252,7 +252,7 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, float]] = {
     "contrastive": {
         "alpha": 0.1,
         "beta": 0.0,
-        "compactness": 1.0,
+        "compactness": 2.0,
         "target_retention": 0.07,
         "modular_warmup_ratio": 0.25,
         "gate_mixing_ratio": 0.5,
