@@ -18,9 +18,9 @@ from .config import ModularConfig
 from .errors import NemoRuntimeError, NemoValueError
 from .labels import check_labels
 from .layers import _StraightThroughStep
+from .maskable import MaskableLayer, maskable_layers
 from .masking import is_masked, list_maskable_layers
 from .module_masks import ModuleMasks
-from .resolution import MaskableLayer, maskable_layers
 from .slim import layer_sizes
 
 

@@ -29,7 +29,7 @@ from nemo_hf import (
     remove_masks,
 )
 from nemo_hf.mask_learning import _LabelGates, _multiplied
-from nemo_hf.resolution import maskable_layers
+from nemo_hf.maskable import maskable_layers
 from nemo_hf.slim import layer_sizes
 
 
