@@ -19,7 +19,8 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from nemo_hf import ModuleMasks, extract_module
 from nemo_hf.architectures import ARCHITECTURES, ATTENTION_ROLES, UNSUPPORTED, Attention, Chain, FeedForward
-from nemo_hf.resolution import maskable_layers, resolve_parts
+from nemo_hf.maskable import maskable_layers
+from nemo_hf.resolution import resolve_parts
 from nemo_hf.slim import layer_sizes
 
 

@@ -17,9 +17,10 @@ from . import metrics, slim
 from .config import MODULE_KIND
 from .cutting import StockSizes, cut
 from .errors import NemoValueError
+from .maskable import maskable_layers
 from .masking import masked_layers
 from .module_masks import Label, ModuleMasks
-from .resolution import maskable_layers, resolve_architecture
+from .resolution import resolve_architecture
 from .stock import stock_sizes, stock_values, why_not_stock
 
 

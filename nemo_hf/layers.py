@@ -119,7 +119,7 @@ def draw_mixture(batch_size: int, ratio: float, largest: int, device: torch.devi
     return chosen / numbers[:, None]
 
 
-class _StraightThroughStep(torch.autograd.Function):
+class StraightThroughStep(torch.autograd.Function):
     """`1[x > 0]` forward; backward as if it were tanh, on both sides of zero, so that closed gates can open again."""
 
     @staticmethod
@@ -213,7 +213,7 @@ class MaskGenerator(nn.Module):
     def forward(self, mean_inputs: torch.Tensor) -> torch.Tensor:
         logits = self.expand(torch.relu(self.reduce(mean_inputs)))
         if self.gate == "hard":
-            return _StraightThroughStep.apply(logits)
+            return StraightThroughStep.apply(logits)
         return torch.relu(torch.tanh(logits))
 
 

@@ -17,10 +17,10 @@ from transformers.utils import logging
 from .config import ModularConfig
 from .errors import NemoRuntimeError, NemoValueError
 from .labels import check_labels
-from .layers import _StraightThroughStep
+from .layers import StraightThroughStep
+from .maskable import MaskableLayer, maskable_layers
 from .masking import is_masked, list_maskable_layers
 from .module_masks import ModuleMasks
-from .resolution import MaskableLayer, maskable_layers
 from .slim import layer_sizes
 
 
@@ -155,13 +155,13 @@ class _LabelGates:
             Layer name → gates of shape `(batch_size, num_neurons)`.
         """
         noise = torch.randn(self.logits.shape, device=self.logits.device, generator=self.generator)
-        gates = _StraightThroughStep.apply(self.logits + LOGIT_NOISE * noise)
+        gates = StraightThroughStep.apply(self.logits + LOGIT_NOISE * noise)
         counts = selections.to(gates.dtype) @ gates
         return self.by_layer(counts / counts.detach().clamp(min=1))
 
     def retention(self) -> torch.Tensor:
         """Share of open gates, without noise, of shape `(num_labels,)`."""
-        return _StraightThroughStep.apply(self.logits).mean(1)
+        return StraightThroughStep.apply(self.logits).mean(1)
 
     def masks(self) -> list[dict[str, torch.Tensor]]:
         """Per label: layer name → boolean mask of shape `(num_neurons,)`, none of them empty."""

@@ -27,7 +27,8 @@ from .layers import (
     MaskGenerator,
     MaskState,
 )
-from .resolution import MaskableLayer, maskable_layers, resolve_architecture
+from .maskable import MaskableLayer, maskable_layers
+from .resolution import resolve_architecture
 from .slim import layer_sizes
 
 

@@ -18,6 +18,7 @@ from .labels import OTHER_COLUMN, shares_label
 
 ZERO_NORM = 1e-4  # added to squared norms of gates: a row of zeros keeps a finite gradient
 NEMO_EPSILON = 1e-8  # of the reference
+NEMO_SHORTEST = 1e-2  # rows of gates that are shorter are divided by this instead of their length
 
 
 def at_least_float(tensor: torch.Tensor) -> torch.Tensor:
@@ -136,7 +137,8 @@ class NemoLoss(nn.Module):
         total = 0.0
         with torch.autocast(same.device.type, enabled=False):
             for gates in stack_by_width(masks):
-                unit = nn.functional.normalize(gates, dim=-1)
+                # The reference divides by 1e-12 where a row is zero: no gradient of half precision holds the result.
+                unit = nn.functional.normalize(gates, dim=-1, eps=NEMO_SHORTEST)
                 similarity = unit @ unit.transpose(-1, -2) / self.temperature
                 positive = torch.exp(similarity * same).sum(-1)
                 negative = torch.exp(similarity * (1 - same)).sum(-1)
@@ -252,7 +254,7 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, float]] = {
     "contrastive": {
         "alpha": 0.1,
         "beta": 0.0,
-        "compactness": 1.0,
+        "compactness": 2.0,
         "target_retention": 0.07,
         "modular_warmup_ratio": 0.25,
         "gate_mixing_ratio": 0.5,

@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import difflib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
@@ -30,34 +27,6 @@ from .architectures import (
 )
 from .config import MODULE_KIND, checkpoint_kind
 from .errors import UnsupportedModelError
-
-
-@dataclass(frozen=True)
-class MaskableLayer:
-    """
-    A layer that the table names.
-
-    Args:
-        name (`str`): in `model.named_modules()`.
-        block (`int`): the number of its block, in forward order.
-        group (`str`): `"attention"`, `"ffn"` or `"convolution"`.
-        norm (`str`, *optional*): the batch norm whose output its gates multiply, instead of its own.
-        windowed (`bool`): whether it sees windows as samples.
-        remembered (`bool`): whether what follows, an attention or an activation, remembers its output for the backward
-            pass.
-        activation (`str`, *optional*): the element-wise activation of its neurons, of this layer alone and zero at
-            zero. Units of a gated feed-forward layer are activated in the layer that the table calls `gate`.
-        reason (`str`, *optional*): why this model cannot be cut there, so that the layer is not masked.
-    """
-
-    name: str
-    block: int
-    group: Literal["attention", "ffn", "convolution"]
-    norm: str | None = None
-    windowed: bool = False
-    remembered: bool = False
-    activation: str | None = None
-    reason: str | None = None
 
 
 def resolve_architecture(model: nn.Module) -> Architecture:
@@ -118,31 +87,6 @@ def resolve_parts(model: PreTrainedModel) -> list[tuple[int, Part]]:
     return _Resolver(resolve_architecture(model), model).parts()
 
 
-def maskable_layers(model: PreTrainedModel) -> list[MaskableLayer]:
-    """The layers that the table names, in forward order: the maskable ones, and with a `reason` those that are not."""
-    layers = {}
-    for block, part in resolve_parts(model):
-        find = {Attention: _attention_layers, FeedForward: _feed_forward_layers, Chain: _chain_layers}[type(part)]
-        for layer in find(model, block, part):
-            layers.setdefault(layer.name, layer)
-    return _with_own_activations(model, list(layers.values()))
-
-
-def _with_own_activations(model: nn.Module, layers: list[MaskableLayer]) -> list[MaskableLayer]:
-    """Leave an activation only to a layer that has it alone, with zeros where its neurons are closed."""
-
-    def owned(path: str | None) -> nn.Module | None:
-        found = None if path is None else model.get_submodule(path)
-        return None if isinstance(found, nn.Identity) or constant_at_zero(model, path) != 0 else found
-
-    activations = [owned(layer.activation) for layer in layers]
-    times = collections.Counter(map(id, activations))
-    return [
-        dataclasses.replace(layer, activation=layer.activation if found and times[id(found)] == 1 else None)
-        for layer, found in zip(layers, activations, strict=True)
-    ]
-
-
 def constant_at_zero(model: nn.Module, activation: str | None) -> float:
     """The output of an element-wise activation for the input zero; 0 without one."""
     if activation is None:
@@ -159,58 +103,6 @@ def is_depthwise(layer: nn.Module) -> bool:
 def is_grouped(layer: nn.Module) -> bool:
     """Whether a convolution has groups of channels, other than a depthwise one."""
     return isinstance(layer, nn.Conv2d) and layer.groups > 1 and not is_depthwise(layer)
-
-
-def _attention_layers(model: nn.Module, block: int, part: Attention) -> Iterator[MaskableLayer]:
-    normalised = (
-        f"{type(model.get_submodule(part.unit_norms[0])).__name__} normalises the units of each head, so that single "
-        "ones cannot be removed"
-        if part.unit_norms
-        else None
-    )
-    for role in ATTENTION_ROLES:
-        path: str = getattr(part, role)
-        reason = part.reasons.get(role, None if path in (part.value, part.output) else normalised)
-        yield MaskableLayer(
-            path, block, "attention", windowed=part.windowed, remembered=role != "output", reason=reason
-        )
-
-
-def _feed_forward_layers(model: nn.Module, block: int, part: FeedForward) -> Iterator[MaskableLayer]:
-    reason = None
-    if part.gate is None and model.get_submodule(part.down).bias is None:
-        if part.depthwise is not None or constant_at_zero(model, part.activation) != 0:
-            reason = f"what a removed unit leaves behind the activation needs a bias of {part.down}"
-    activated = (part.gate or part.up) if part.gate != part.up else None
-    for path in (part.gate, part.up):
-        if path is not None:
-            activation = part.activation if path == activated else None
-            yield MaskableLayer(path, block, "ffn", remembered=True, activation=activation, reason=reason)
-    yield MaskableLayer(part.down, block, "ffn")
-
-
-def _chain_layers(model: nn.Module, block: int, part: Chain) -> Iterator[MaskableLayer]:
-    layers = [model.get_submodule(step.layer) for step in part.steps]
-    for i, (step, layer) in enumerate(zip(part.steps, layers, strict=True)):
-        following = layers[i + 1] if i + 1 < len(layers) else None
-        reason = None
-        if following is not None and is_depthwise(following):
-            reason = f"shares the gates of {part.steps[i + 1].layer}, which follows it channel by channel"
-        elif i == 0 and layer_groups(layer) > 1:
-            reason = "reads the residual stream in groups of channels, which keeps its width"
-        elif following is None and part.reader is None and layer_groups(layer) > 1:
-            reason = "writes to the residual stream in groups of channels"
-        elif (following is not None or part.reader) and constant_at_zero(model, step.activation) != 0:
-            name = type(model.get_submodule(step.activation)).__name__
-            reason = f"a closed channel is not zero behind {name}, whose output for zero is not zero"
-        yield MaskableLayer(
-            step.layer,
-            block + (0 if part.path else i),
-            "ffn" if isinstance(layer, nn.Linear) else "convolution",
-            norm=step.norm,
-            activation=step.activation,
-            reason=reason,
-        )
 
 
 def layer_groups(layer: nn.Module) -> int:

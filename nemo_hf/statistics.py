@@ -108,9 +108,8 @@ class NeuronStatistics:
         device = joined.device
         self.num_samples += torch.bincount(ids, minlength=len(self.labels))
         self.open_counts, self.gate_sums = self.open_counts.to(device), self.gate_sums.to(device)
-        # However many labels samples have, the copies stay small.
-        entries = (samples.to(device).split(UPDATE_ENTRIES), ids.to(device).split(UPDATE_ENTRIES))
-        for rows, targets in zip(*entries, strict=True):
+        size = min(UPDATE_ENTRIES, max(1, len(labels)))  # however many labels samples have, the copies stay small
+        for rows, targets in zip(samples.to(device).split(size), ids.to(device).split(size), strict=True):
             self.open_counts.index_add_(0, targets, is_open[rows].to(torch.int32))
             self.gate_sums.index_add_(0, targets, joined[rows])
         self._reservoir.add(ids.numpy(), lambda kept: np.packbits(is_open.cpu().numpy(), axis=1)[samples[kept]])

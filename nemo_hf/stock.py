@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from .cutting import Cutter, StockSizes
 from .errors import UnsupportedModelError
-from .resolution import maskable_layers, resolve_architecture
+from .maskable import maskable_layers
+from .resolution import resolve_architecture
 
 
 def why_not_stock(model: PreTrainedModel, held: Mapping[str, torch.Tensor]) -> str | None:

@@ -29,7 +29,7 @@ class ModularTrainingArguments(TrainingArguments):
     | what it is | the corrected contrastive loss | as the reference of NeMo computes it | MwT | MODA, on activations |
     | `alpha` | 0.1 | 0.1 | 0.5 | 1.0 |
     | `beta` | – | – | 1.5 | 1.0 |
-    | `compactness` | 1.0 | 0 | 0 | 0.3 |
+    | `compactness` | 2.0 | 0 | 0 | 0.3 |
     | `target_retention` | 0.07 | 0.07 | 0.07 | 0 |
     | `modular_warmup_ratio` | 0.25 | 0 | 0 | 0 |
     | `gate_mixing_ratio` | 0.5 | 0 | 0 | 0 |

@@ -32,7 +32,7 @@ from nemo_hf import (
     register_architecture,
     remove_masks,
 )
-from nemo_hf.resolution import maskable_layers
+from nemo_hf.maskable import maskable_layers
 
 
 ROOT = Path(__file__).parent.parent

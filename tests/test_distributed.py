@@ -59,8 +59,7 @@ def weights_of(trainer):
 trainer = make()
 trainer.train()
 statistics = trainer.collect_statistics(data[:13])
-evaluated = trainer.evaluate(data[:16])
-facts = [statistics.open_counts.tolist(), [evaluated[f"eval_loss_{name}"] for name in ("task", "contrastive")]]
+facts = [statistics.open_counts.tolist(), trainer.evaluate(data[:16])["eval_loss_task"]]
 facts.append(trainer.predict(data[:13]).predictions.tolist())
 for few in (data[:13], data[:1]):  # the last batch is filled up; there are fewer samples than processes
     evaluated = trainer.evaluate(few)
@@ -173,7 +172,6 @@ def test_the_configurations_for_accelerate_can_be_read():
         config = load_config_from_file(str(file))
         assert config.num_processes > 1
         assert (config.distributed_type == "FSDP") == (file.stem == "fsdp2")
-    assert config is not None
 
 
 @pytest.mark.slow
@@ -184,7 +182,7 @@ def test_the_command_line_trains_under_accelerate_launch(tmp_path):
     (tmp_path / "data").mkdir()
     data = write_dataset(tmp_path / "data", "image", Image(), draw)
     launch = ["-m", "accelerate.commands.launch", "--config_file", CONFIGS / "ddp_cpu.yaml", "-m", "nemo_hf.cli"]
-    train = ["train", *IMAGE_MODEL, "--dataset_name", data, "--output_dir", tmp_path / "model", *TRAINING]
+    train = ["train", *IMAGE_MODEL, "--dataset_name", data, "--output_dir", tmp_path / "model", *TRAINING, "--use_cpu"]
     result = subprocess.run([sys.executable, *launch, *train], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     statistics = NeuronStatistics.from_pretrained(tmp_path / "model")

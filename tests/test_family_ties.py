@@ -20,8 +20,8 @@ from nemo_hf import (
 from nemo_hf.architectures import ARCHITECTURES
 from nemo_hf.errors import NemoValueError, UnsupportedModelError
 from nemo_hf.layers import MaskedLayer
+from nemo_hf.maskable import maskable_layers
 from nemo_hf.masking import masked_layers
-from nemo_hf.resolution import maskable_layers
 from nemo_hf.slim import layer_sizes
 
 

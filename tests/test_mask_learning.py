@@ -28,8 +28,8 @@ from nemo_hf import (
     list_maskable_layers,
     remove_masks,
 )
-from nemo_hf.mask_learning import _LabelGates, _multiplied
-from nemo_hf.resolution import maskable_layers
+from nemo_hf.mask_learning import _LabelGates, _multiplied, _task_loss
+from nemo_hf.maskable import maskable_layers
 from nemo_hf.slim import layer_sizes
 
 
@@ -178,6 +178,24 @@ def test_selections_hold_the_own_label_and_all_sizes():
     assert (sizes[2:] > 200).all()
     others = selections[labels == 0].float().mean(0)[1:]
     assert (others - others.mean()).abs().max() < 0.15
+
+
+@torch.no_grad()
+def test_the_task_is_to_tell_apart_the_selected_labels():
+    model, batch = plain_parent(VIT), loader(VIT)[0]
+    chosen = list_maskable_layers(model)
+    layers = [layer for layer in maskable_layers(model) if layer.name in chosen]
+    sizes = {layer.name: layer_sizes(model.get_submodule(layer.name))[1] for layer in layers}
+    everything_open, same_draws = (_LabelGates(5, sizes, model.device, seed=0) for _ in range(2))
+    everything_open.logits.fill_(10.0)
+    with _multiplied(model, layers) as gates:
+        loss = _task_loss(model, batch, batch["labels"], everything_open, gates)
+    logits, selections = model(batch["pixel_values"]).logits, same_draws.draw_selections(batch["labels"])
+    expected = [
+        row[selection].logsumexp(0) - row[label]
+        for row, selection, label in zip(logits, selections, batch["labels"], strict=True)
+    ]
+    torch.testing.assert_close(loss, torch.stack(expected).mean(), atol=1e-5, rtol=1e-5)
 
 
 def test_an_empty_layer_keeps_its_neuron_with_the_largest_logit():

@@ -15,7 +15,7 @@ from models import BERT, LABELS, LLAMA, RESNET, VIT, check_exact, num_neurons, p
 from nemo_hf import ModularConfig, ModuleMasks, NeuronStatistics, list_maskable_layers, metrics
 from nemo_hf.labels import shares_label
 from nemo_hf.module_masks import NeuronMask
-from nemo_hf.objectives import OBJECTIVES, CompactnessLoss
+from nemo_hf.objectives import OBJECTIVE_DEFAULTS, CompactnessLoss, ContrastiveLoss, make_objective
 from nemo_hf.slicing import PADDING, folded_bias, padded_heads, take_columns, take_groups, take_rows
 
 
@@ -58,12 +58,18 @@ def gate_batches(draw):
     return masks, draw(label_batches(batch))
 
 
-@pytest.mark.parametrize("objective", [*OBJECTIVES, "compactness"])
+def make_term(objective, temperature):
+    if objective.startswith("compactness"):
+        return CompactnessLoss(1.0, 0.3, activations=objective.endswith("activations"))
+    return make_objective(objective, 1.0, 1.0, temperature)
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVE_DEFAULTS, "compactness", "compactness of activations"])
 @given(gate_batches(), st.sampled_from([0.05, 0.2, 1.0]), seeds)
 def test_objectives_are_finite_and_do_not_depend_on_the_order_of_samples(objective, batch, temperature, seed):
     masks, labels = batch
-    term = CompactnessLoss(1.0, 0.3) if objective == "compactness" else OBJECTIVES[objective](1.0, temperature)
-    ((_, loss),) = term(masks, labels).items()
+    term = make_term(objective, temperature)
+    loss = sum(term(masks, labels).values())
     assert loss.dim() == 0
     assert torch.isfinite(loss)
     if loss.requires_grad:
@@ -71,20 +77,16 @@ def test_objectives_are_finite_and_do_not_depend_on_the_order_of_samples(objecti
     for gates in masks.values():
         assert gates.grad is None or torch.isfinite(gates.grad).all()
     order = torch.randperm(len(labels), generator=rng(seed))
-    ((_, other),) = term({name: gates[order] for name, gates in masks.items()}, labels[order]).items()
+    other = sum(term({name: gates[order] for name, gates in masks.items()}, labels[order]).values())
     torch.testing.assert_close(other, loss, rtol=1e-4, atol=1e-5)
     renamed = {name: masks[name] for name in reversed(masks)}
-    torch.testing.assert_close(term(renamed, labels)["loss_" + _term(objective)], loss, rtol=1e-4, atol=1e-5)
-
-
-def _term(objective):
-    return "compactness" if objective == "compactness" else "contrastive"
+    torch.testing.assert_close(sum(term(renamed, labels).values()), loss, rtol=1e-4, atol=1e-5)
 
 
 @given(gate_batches())
 def test_the_contrastive_loss_is_no_less_than_its_bound_and_zero_without_pairs(batch):
     masks, labels = batch
-    loss = OBJECTIVES["contrastive"](1.0, 0.2)(masks, labels)["loss_contrastive"].item()
+    loss = ContrastiveLoss(1.0, 0.2)(masks, labels)["loss_contrastive"].item()
     same = shares_label(labels) & ~torch.eye(len(labels), dtype=torch.bool)
     if not same.any():
         assert loss == 0
