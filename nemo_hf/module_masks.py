@@ -128,8 +128,8 @@ class ModuleMasks:
                     )
                 if self._gates is not None and _gate_shape(self._gates, label, layer) != tensor.shape:
                     raise NemoValueError(
-                        f"The mean gates of {layer!r} for label {label!r} are missing, no floating-point numbers, or "
-                        "of another size."
+                        f"The mean gates of {layer!r} for label {label!r} are missing or of another size, or no "
+                        "floating-point numbers."
                     )
 
     @property

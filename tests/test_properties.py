@@ -5,6 +5,7 @@ Properties over random shapes, labels, types and masks: no NaN, no crash, no sil
 """
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -106,9 +107,12 @@ def test_metrics_are_shares_or_say_that_there_is_none(batch, threshold):
     masks, labels = batch
     classes, class_masks = metrics.class_masks(masks, labels, threshold)
     assert class_masks.shape == (len(classes), masks.shape[1])
-    members = torch.stack([(labels == c if labels.dim() == 1 else labels[:, c]) for c in classes.tolist()], 1)
+    members = [labels == c if labels.dim() == 1 else labels[:, c] for c in classes.tolist()]
+    for member, class_mask in zip(members, class_masks, strict=True):
+        needed = Fraction(str(threshold)) * int(member.sum())
+        assert class_mask.tolist() == [count >= needed for count in masks[member].sum(0).tolist()]
     cohesion = metrics.cohesion(masks, labels, threshold).item()
-    assert math.isnan(cohesion) == (not (members.sum(0) > 1).any())
+    assert math.isnan(cohesion) == (not any(member.sum() > 1 for member in members))
     assert math.isnan(cohesion) or -1e-6 <= cohesion <= 1 + 1e-6
     coupling = metrics.coupling(class_masks).item()
     assert math.isnan(coupling) == (len(classes) < 2)

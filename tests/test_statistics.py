@@ -232,7 +232,10 @@ def test_damaged_files_are_refused(data, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match="neuron_statistics.safetensors is damaged or was not written by"):
             NeuronStatistics.from_pretrained(tmp_path)
-    tensors = {"num_samples": torch.zeros(3, dtype=torch.int64)}
+    tensors = {"num_samples": torch.zeros(3, dtype=torch.int64), "open_counts": statistics.open_counts}
+    files.write_tensors(path, tensors, {"labels": LABELS, "layers": dict.fromkeys(LAYERS, 10**12)})
+    with pytest.raises(CheckpointError, match=r"is damaged \(.*counts and layers do not fit"):
+        NeuronStatistics.from_pretrained(tmp_path)
     files.write_tensors(path, tensors, {"labels": LABELS, "layers": LAYERS})
     with pytest.raises(CheckpointError, match=r"is damaged \(.*num_samples has shape \(3,\)"):
         NeuronStatistics.from_pretrained(tmp_path)
