@@ -142,6 +142,7 @@ def test_a_training_in_pieces_ends_where_a_whole_one_does(method, published_reci
     monkeypatch.setattr(suite_run, "crop_and_flip", lambda batch: batch)
     row = replace(recipes.SMALL["fashion_mnist/vit"].scaled(0.01), epochs=2, published_recipe=published_recipe)
     spec = {"kind": METHODS[method].kind, "seed": 0, "recipe": asdict(row), "settings": {}, "validation": False}
+    spec["scale"] = 0.01
     weights = []
     for name, deadlines in (("whole", [math.inf]), ("pieces", [0, 0, math.inf])):
         (tmp_path / name).mkdir()

@@ -142,6 +142,8 @@ class Run:
             test = tasks.load_split(data)
         if self.row.max_train_samples and self.row.max_train_samples < len(train):
             train = train.shuffle(seed=0).select(range(self.row.max_train_samples))  # the same for every seed
+        if self.spec["scale"] < 1 and self.row.max_eval_samples < len(test):
+            test = test.shuffle(seed=0).select(range(self.row.max_eval_samples))
         return Task(model, data, train, test)
 
     # ---- Training ----
