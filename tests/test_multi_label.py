@@ -197,7 +197,7 @@ def test_training_evaluation_and_extraction(case, dtype, tmp_path):
 
 
 def test_the_loss_is_that_of_transformers_plus_the_terms(tmp_path):
-    trainer = trainer_of(VIT, tmp_path, alpha=0.7, compactness=0.0)
+    trainer = trainer_of(VIT, tmp_path, alpha=0.7, compactness=0.0, gate_mixing_ratio=0.0)
     batch = ManyLabels(VIT, dtype=torch.int64).batch(*range(12))
     with record_masks(trainer.model) as gates:
         logits = trainer.model(pixel_values=batch["pixel_values"]).logits

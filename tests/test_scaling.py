@@ -31,7 +31,7 @@ def trainer_of(case, folder, model, size=24, dtype=torch.float32, **options):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @over_kinds
 def test_losses_are_in_single_precision_under_autocast(case, dtype, tmp_path):
-    trainer = trainer_of(case, tmp_path, case.masked(), alpha=0.7)
+    trainer = trainer_of(case, tmp_path, case.masked(), alpha=0.7, gate_mixing_ratio=0.0)
     model, batch = without_dropout(trainer.model), Samples(case).batch(*range(8))
     expected = trainer.compute_loss(model, dict(batch))
     averages = trainer._averages["train"].drain()
@@ -52,7 +52,14 @@ def test_losses_are_in_single_precision_under_autocast(case, dtype, tmp_path):
 
 @pytest.mark.parametrize("case", [VIT, BERT], ids=str)
 def test_the_task_term_of_equal_micro_batches_is_that_of_the_whole_batch(case, tmp_path):
-    options = {"alpha": 0.0, "compactness": 0.0, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+    options = {
+        "alpha": 0.0,
+        "compactness": 0.0,
+        "gate_mixing_ratio": 0.0,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        "max_grad_norm": 0.0,
+    }
     states = []
     for size, steps in ((8, 1), (2, 4)):
         options |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
