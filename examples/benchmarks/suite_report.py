@@ -35,8 +35,15 @@ COLUMNS = {
     "peak_memory_ratio": "memory",
 }
 NO_PERCENT = {"cohesion", "coupling", "overlap", "seconds_ratio", "cpu_seconds_ratio", "peak_memory_ratio"}
-COLOURS = {"standard": "#7f7f7f", "magnitude": "#b08d57", "mwt": "#1f77b4", "moda": "#2ca02c", "nemo": "#9467bd"}
-OWN_COLOURS = ("#d62728", "#ff9896", "#e377c2", "#ff7f0e", "#bcbd22", "#17becf")
+COLOURS = {
+    "standard": "#7f7f7f",
+    "magnitude": "#b08d57",
+    "learned": "#17becf",
+    "mwt": "#1f77b4",
+    "moda": "#2ca02c",
+    "nemo": "#9467bd",
+}
+OWN_COLOURS = ("#d62728", "#ff9896", "#e377c2", "#ff7f0e", "#bcbd22", "#8c564b")
 
 
 def summarise(result: Mapping[str, Any], gates: str | None) -> dict[str, Any]:
