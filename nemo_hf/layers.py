@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from .errors import NemoRuntimeError, NemoValueError
+from .gating import GatedNorm, GatedProduct, StraightThroughStep, draw_mixture, mean_over
 
 
 # Up to here the paper's generators are as wide as the layer, above half as wide.
@@ -93,68 +93,6 @@ class MaskState:
                     "it with `target_modules`."
                 )
             self.recorded[name] = gates
-
-
-def mean_over(inputs: torch.Tensor, dims: int | tuple[int, ...]) -> torch.Tensor:
-    """The mean, divided after the sum: the backward pass of `mean` would divide a copy as large as the inputs."""
-    if inputs.dtype == torch.float16:  # the sum might not fit
-        return inputs.mean(dims)
-    total = inputs.sum(dims)
-    return total / (inputs.numel() // total.numel())
-
-
-def draw_mixture(batch_size: int, ratio: float, largest: int, device: torch.device) -> torch.Tensor:
-    """
-    Which samples share their gates: a share `ratio` of them take the mean over themselves and some random others, from
-    two samples up to `largest` in all; the rest keep their own.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, batch_size)`: weights; each row sums to one.
-    """
-    numbers = torch.randint(2, max(2, largest) + 1, (batch_size,), device=device)
-    mixed = torch.rand(batch_size, device=device) < ratio
-    numbers = torch.where(mixed, numbers, 1).clamp(max=batch_size)
-    order = torch.rand(batch_size, batch_size, device=device).fill_diagonal_(-1)  # oneself first, then random others
-    chosen = order.argsort(1).argsort(1) < numbers[:, None]
-    return chosen / numbers[:, None]
-
-
-class StraightThroughStep(torch.autograd.Function):
-    """`1[x > 0]` forward; backward as if it were tanh, on both sides of zero, so that closed gates can open again."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(logits)
-        return (logits > 0).to(logits.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        (logits,) = ctx.saved_tensors
-        return grad * (1 - torch.tanh(logits).square())
-
-
-class _Gated(torch.autograd.Function):
-    """
-    `outputs · gates`, gates broadcast, for a product that the next operation remembers: the gradient of a gate is
-    `Σ grad · outputs = Σ grad · product / gate`, so that the outputs themselves need not be remembered too. For soft
-    gates: a closed one gets no gradient, which the ReLU that closed it would stop anyway.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, outputs: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-        product = outputs * gates
-        ctx.save_for_backward(product, gates)
-        return product
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        product, gates = ctx.saved_tensors
-        broadcast = [dim for dim, size in enumerate(gates.shape) if size != product.shape[dim]]
-        grad_gates = grad * product
-        if broadcast:
-            grad_gates = grad_gates.sum(broadcast, keepdim=True)
-        return grad * gates, torch.where(gates > 0, grad_gates / gates, 0)
 
 
 class MaskGenerator(nn.Module):
@@ -288,7 +226,7 @@ class _MaskedTokenLayer(MaskedLayer):
                 gates = gates.repeat_interleave(inputs.shape[0] // gates.shape[0], dim=0)
             gates = gates.view(gates.shape[0], *[1] * (outputs.dim() - 2), -1)
         if self.remembered and gates.requires_grad and self.mask_generator.gate == "soft":
-            return _Gated.apply(outputs, gates)
+            return GatedProduct.apply(outputs, gates)
         return outputs * gates
 
 
@@ -346,7 +284,12 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         outputs = super().forward(inputs)
         gates = self.mask_state.on_the_way.pop(self.layer_name, None)
-        return outputs if gates is None else outputs * gates[..., None, None]
+        if gates is None:
+            return outputs
+        gates = gates[..., None, None]
+        if self.training and gates.requires_grad:
+            return GatedNorm.apply(outputs, gates, inputs, self.weight, self.bias, self.eps)
+        return outputs * gates
 
     def unmasked(self) -> nn.Module:
         """The plain norm again, with the very same parameters."""

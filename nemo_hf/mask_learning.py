@@ -16,8 +16,8 @@ from transformers.utils import logging
 
 from .config import ModularConfig
 from .errors import NemoRuntimeError, NemoValueError
+from .gating import StraightThroughStep
 from .labels import check_labels
-from .layers import StraightThroughStep
 from .maskable import MaskableLayer, maskable_layers
 from .masking import is_masked, list_maskable_layers
 from .module_masks import ModuleMasks

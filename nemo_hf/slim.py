@@ -37,8 +37,6 @@ AUTO_CLASSES = (AutoModelForImageClassification, AutoModelForSequenceClassificat
 class _Scatter(nn.Module):
     """A layer that computes some channels of a wider output and leaves the others zero."""
 
-    dim: int
-
     def __init__(self, channels: int, width: int, device: torch.device):
         super().__init__()
         self.width = width
@@ -46,9 +44,8 @@ class _Scatter(nn.Module):
         self.register_buffer("index", torch.arange(channels, device=device))
 
     def scatter(self, kept: torch.Tensor) -> torch.Tensor:
-        shape = list(kept.shape)
-        shape[self.dim] = self.width
-        return kept.new_zeros(shape).index_copy_(self.dim, self.index, kept)
+        """`(samples, channels, ...)` → `(samples, width, ...)`."""
+        return kept.new_zeros(len(kept), self.width, *kept.shape[2:]).index_copy_(1, self.index, kept)
 
     def extra_repr(self) -> str:
         return f"width={self.width}"
@@ -69,14 +66,14 @@ class ScatterLinear(_Scatter):
         `torch.Tensor` of shape `(..., width)` for an input of shape `(..., in_features)`.
     """
 
-    dim = -1
-
     def __init__(self, linear: nn.Module, width: int):
         super().__init__(layer_sizes(linear)[1], width, linear.weight.device)
         self.linear = linear
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.scatter(self.linear(hidden_states))
+        kept = self.linear(hidden_states)
+        # In two dimensions the copy is three times as fast on a CPU.
+        return self.scatter(kept.flatten(0, -2)).unflatten(0, kept.shape[:-1])
 
 
 class ScatterChannels(_Scatter):
@@ -91,8 +88,6 @@ class ScatterChannels(_Scatter):
     Returns:
         `torch.Tensor` of shape `(batch_size, width, height, width)`.
     """
-
-    dim = 1
 
     def __init__(self, layer: nn.Module, width: int):
         super().__init__(layer_sizes(layer)[1], width, layer.weight.device)

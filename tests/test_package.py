@@ -11,7 +11,7 @@ import nemo_hf
 
 
 FLOORS = [
-    {"errors", "config", "distributed", "labels", "groups", "slim"},
+    {"errors", "config", "distributed", "labels", "groups", "slim", "gating"},
     {
         "metrics",
         "files",

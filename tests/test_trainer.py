@@ -19,7 +19,7 @@ from nemo_hf import (
     metrics,
     record_masks,
 )
-from nemo_hf.layers import draw_mixture
+from nemo_hf.gating import draw_mixture
 from nemo_hf.masking import mask_state, mix_gates
 from nemo_hf.objectives import OBJECTIVE_DEFAULTS, CompactnessLoss, ContrastiveLoss
 
