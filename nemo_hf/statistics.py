@@ -231,7 +231,7 @@ class NeuronStatistics:
             # Further updates draw new keys, not those of the first samples again.
             statistics._reservoir = statistics._new_reservoir([1, int(statistics.num_samples.sum())])
             statistics._reservoir.restore(*_saved_reservoir(tensors))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise CheckpointError(f"{STATISTICS_FILE} in {source} is damaged ({error!r}).") from error
         return statistics
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
-from nemo_hf import AutoModularModel, CheckpointError, NemoValueError, extract_module, save_module
+from nemo_hf import AutoModularModel, CheckpointError, NemoValueError, extract_module, push_modules, save_module
 from nemo_hf.model_card import pipeline_task
 
 
@@ -61,6 +61,17 @@ FC1, FC2 = "vit.layers.1.mlp.fc1", "vit.layers.1.mlp.fc2"
         (
             lambda c: c["nemo"]["shapes"]["attributes"].update({"vit.layers.1.attention": {"head_dim": "x"}}),
             "'vit.layers.1.attention' has no number 'head_dim' to set to 'x'",
+        ),
+        (
+            lambda c: c["nemo"]["shapes"]["attributes"]["vit.layers.1.attention"].update(head_dim=10**12),
+            "'vit.layers.1.attention' has no number 'head_dim' to set to 10{12}",
+        ),
+        (lambda c: c["nemo"]["shapes"].update(attributes=[1]), "'attributes' of its shapes must be a table, got"),
+        (lambda c: c["nemo"]["shapes"]["attributes"].update(vit=5), "'vit' of its shapes must be a table, got 5"),
+        (lambda c: c["nemo"]["shapes"].update(scatter=[[]]), "'scatter' of its shapes must be a list of names"),
+        (
+            lambda c: c["nemo"]["shapes"].update(rotary={"vit.layers.1.attention": 10**12}),
+            "'vit.layers.1.attention' cannot have rotary positions of size 10{12}",
         ),
     ],
 )
@@ -116,6 +127,16 @@ def test_plain_models_and_modules_are_not_modular(tmp_path):
         AutoModularModel.from_pretrained(tmp_path / "module")
     with pytest.raises(OSError, match="made with .AutoModularModel.from_pretrained"):
         AutoModularModel()
+
+
+def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
+    saved_module(VIT, tmp_path)
+    (tmp_path / "slim.py").write_text("raise SystemExit('the code ran')")
+    edit_config(tmp_path, lambda config: config.update(model_type="unheard_of"))
+    monkeypatch.setattr("builtins.input", lambda _question: pytest.fail("a question to the user"))
+    for load in (AutoModularModel.from_pretrained, lambda folder: push_modules("ann/module", folder)):
+        with pytest.raises(CheckpointError, match="The config of .* cannot be read: .*custom code"):
+            load(tmp_path)
 
 
 def test_modular_configs_that_do_not_fit_are_refused(tmp_path):

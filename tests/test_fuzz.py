@@ -6,6 +6,7 @@ named). Nothing runs, nothing hangs, no memory is taken for what a file only cla
 
 import collections
 import random
+import re
 import shutil
 import warnings
 
@@ -94,7 +95,9 @@ def push(folder):
     _item("name", folder, processing_class=None, metrics=None, base_model=None, dataset=None)
 
 
-PARTS = ("num_hidden_layers",)  # transformers builds as many blocks as a config says: not ours to check
+# Any class of transformers builds as many blocks as its config says: not ours to check.
+MANY_BLOCKS = re.compile(rb'"num_hidden_layers": \d{4}')
+OUT_OF_MEMORY = re.compile("not enough memory|can't allocate|cannot allocate|MemoryError|bad_alloc")
 # What transformers and `slim.py` say of a module; a file that is no checkpoint at all is an OSError.
 OF_MODULES = (ValueError, OSError, RuntimeError, SafetensorError)
 LOADERS = {
@@ -125,7 +128,7 @@ def fuzz(loader, times, originals, watch, folder):
     for seed in range(times):
         generator = random.Random(f"{loader} {seed}")
         mutation = mutate(content, generator, under) if under else mutate(content, generator)
-        if any(f'"{part}": {10**12}' in mutation[:5000].decode("utf-8", "replace") for part in PARTS):
+        if MANY_BLOCKS.search(mutation):
             continue
         (folder / name).write_bytes(mutation)
         error = None
@@ -139,9 +142,8 @@ def fuzz(loader, times, originals, watch, folder):
             except BaseException as raised:
                 raise AssertionError(f"{loader}, mutation {seed}: {raised!r:.500}") from raised
         counts[type(error).__name__] += 1
-        told = f"{error!r} {error.__cause__!r}".lower() if error else ""
-        assert "memory" not in told, f"{loader}, mutation {seed}: {told:.500}"
-        assert "alloc" not in told, f"{loader}, mutation {seed}: {told:.500}"
+        if found := error and OUT_OF_MEMORY.search(f"{error!r} {error.__cause__!r}"):
+            raise AssertionError(f"{loader}, mutation {seed}: {found[0]}") from error
     return counts
 
 
