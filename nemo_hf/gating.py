@@ -47,39 +47,6 @@ class GatedProduct(torch.autograd.Function):
         return grad * gates, torch.where(gates > 0, grad_gates / gates, 0)
 
 
-class GatedNorm(torch.autograd.Function):
-    """
-    The output of a batch norm in training, `(batch_size, channels, height, width)`, times gates of shape `(batch_size,
-    channels, 1, 1)`. The norm remembers its input, of which the output is a linear function: the gradient of the gates
-    is computed from that, and nothing else is remembered.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        outputs: torch.Tensor,
-        gates: torch.Tensor,
-        inputs: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        eps: float,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(gates, inputs, weight, bias)
-        ctx.eps = eps
-        return outputs * gates
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gates, inputs, weight, bias = ctx.saved_tensors
-        precise = torch.promote_types(inputs.dtype, torch.float32)
-        variance, mean = torch.var_mean(inputs.to(precise), (0, 2, 3), correction=0)
-        scale = weight * (variance + ctx.eps).rsqrt()
-        sums, products = grad.sum((2, 3), dtype=precise), (grad * inputs).sum((2, 3), dtype=precise)
-        grad_gates = scale * (products - mean * sums) + bias * sums
-        return grad * gates, grad_gates[..., None, None].to(gates.dtype), None, None, None, None
-
-
 def mean_over(inputs: torch.Tensor, dims: int | tuple[int, ...]) -> torch.Tensor:
     """The mean, divided after the sum: the backward pass of `mean` would divide a copy as large as the inputs."""
     if inputs.dtype == torch.float16:  # the sum might not fit

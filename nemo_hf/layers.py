@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .errors import NemoRuntimeError, NemoValueError
-from .gating import GatedNorm, GatedProduct, StraightThroughStep, draw_mixture, mean_over
+from .gating import GatedProduct, StraightThroughStep, draw_mixture, mean_over
 
 
 # Up to here the paper's generators are as wide as the layer, above half as wide.
@@ -284,12 +284,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         outputs = super().forward(inputs)
         gates = self.mask_state.on_the_way.pop(self.layer_name, None)
-        if gates is None:
-            return outputs
-        gates = gates[..., None, None]
-        if self.training and gates.requires_grad:
-            return GatedNorm.apply(outputs, gates, inputs, self.weight, self.bias, self.eps)
-        return outputs * gates
+        return outputs if gates is None else outputs * gates[..., None, None]
 
     def unmasked(self) -> nn.Module:
         """The plain norm again, with the very same parameters."""

@@ -28,7 +28,6 @@ from nemo_hf import (
     apply_masks,
     extract_module,
     hold_gates,
-    layers,
     list_maskable_layers,
     record_masks,
     remove_masks,
@@ -333,26 +332,3 @@ def test_gradients_are_those_of_a_plain_multiplication(case):
         loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-12, rtol=1e-9)
-
-
-class _PlainProduct:
-    @staticmethod
-    def apply(outputs, gates, *norm):
-        return outputs * gates
-
-
-@pytest.mark.parametrize("name", ["ResNetForImageClassification-bottleneck", "MobileNetV2ForImageClassification"])
-def test_gradients_behind_a_norm_are_those_of_a_plain_multiplication(name, monkeypatch):
-    """They are computed from the input of the norm, which the norm remembers anyway."""
-    case, gradients = case_of(name), []
-    for product in (layers.GatedNorm, _PlainProduct):
-        monkeypatch.setattr(layers, "GatedNorm", product)
-        model = case.masked(skip_first_blocks=0).double().train()
-        for layer in masked_layers(model).values():
-            layer.mask_generator.expand.bias.data.normal_(generator=torch.Generator().manual_seed(0))  # some closed
-        with record_masks(model) as gates, torch.random.fork_rng():
-            torch.manual_seed(0)
-            logits = model(**{key: value.double() for key, value in case.inputs().items()}).logits
-        (logits.square().sum() + sum(gate.square().sum() for gate in gates.values())).backward()
-        gradients.append({key: p.grad for key, p in model.named_parameters() if p.grad is not None})
-    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-9, rtol=1e-6)
