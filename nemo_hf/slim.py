@@ -45,7 +45,7 @@ class _Scatter(nn.Module):
 
     def scatter(self, kept: torch.Tensor) -> torch.Tensor:
         """`(samples, channels, ...)` → `(samples, width, ...)`."""
-        return kept.new_zeros(len(kept), self.width, *kept.shape[2:]).index_copy_(1, self.index, kept)
+        return kept.new_zeros(kept.shape[0], self.width, *kept.shape[2:]).index_copy_(1, self.index, kept)
 
     def extra_repr(self) -> str:
         return f"width={self.width}"
