@@ -220,6 +220,7 @@ def _plot(entries: list[dict[str, Any]], file: Path) -> None:
     left.set_xlim(left=0)
     left.set(xlabel="parameters of the module, % of the plain model's", ylabel="accuracy of the module, %")
     right.set(xlabel="labels of the module")
+    right.xaxis.get_major_locator().set_params(integer=True)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
