@@ -71,7 +71,7 @@ def train(arguments: list[str]) -> dict[str, Any]:
         eval_dataset=eval_dataset,
         processing_class=processor,
         compute_metrics=tasks.accuracy,
-        modular_config=model_args.modular_config(),
+        modular_config=model_args.modular_config(training_args.objective),
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     report.update(trainer.evaluate())

@@ -312,8 +312,8 @@ class ActivationRecorder:
         self.channels_first = channels_first
 
     def __call__(self, activation: nn.Module, args: tuple[Any, ...], outputs: torch.Tensor) -> None:
-        if self.state.recorded is None:
-            return
+        if self.state.recorded is None and not torch.is_grad_enabled():
+            return  # with gradients it may be a recomputation, which has to save what the forward pass saved
         magnitude = outputs.abs()
         means = magnitude.mean((2, 3)) if self.channels_first else self.state.token_mean(magnitude)
         self.state.record(self.name, means * (means > self.threshold))

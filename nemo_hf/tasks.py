@@ -89,22 +89,23 @@ class ModelArguments:
     skip_first_blocks: int = field(default=1, metadata={"help": "Encoder blocks, from the first, that stay unmasked."})
     generator_hidden_size: int = field(default=16, metadata={"help": "Width of the mask generators; 0: the paper's."})
     generator_init: str = field(default="open", metadata={"help": "Gates start open, or as in the paper."})
-    gate: str = field(
-        default="soft", metadata={"help": "soft or hard gates, or activation: no generators, for the objective moda."}
+    gate: str | None = field(
+        default=None,
+        metadata={"help": "soft (default) or hard gates, or activation: no generators, the default for moda."},
     )
     activation_threshold: float | None = field(
         default=None,
         metadata={"help": "For gate activation: mean magnitude from which a neuron is active. By default 0 for ReLU."},
     )
 
-    def modular_config(self) -> ModularConfig:
-        """The masks that were asked for."""
+    def modular_config(self, objective: str) -> ModularConfig:
+        """The masks that were asked for, or that an objective needs."""
         return ModularConfig(
             target_modules=self.target_modules,
             skip_first_blocks=self.skip_first_blocks,
             generator_hidden_size=self.generator_hidden_size or None,
             generator_init=self.generator_init,
-            gate=self.gate,
+            gate=self.gate or ("activation" if objective == "moda" else "soft"),
             activation_threshold=self.activation_threshold,
         )
 

@@ -133,7 +133,7 @@ class ModularTrainer(Trainer):
                 f"objective='moda' organises activations, but the masks of the model have gate={gate!r}. Use "
                 "ModularConfig(gate='activation'), or objective='mwt', which does the same to gates."
             )
-        self.objective = make_objective(args.objective, args.alpha, args.beta, args.temperature)
+        self.modular_objective = make_objective(args.objective, args.alpha, args.beta, args.temperature)
         self.compactness = CompactnessLoss(args.compactness, args.target_retention, gate == "activation")
 
     def _hp_search_setup(self, trial: Any) -> None:
@@ -159,8 +159,8 @@ class ModularTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if self.args.samples_per_label is None:
             return super()._get_train_sampler(train_dataset)
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        return balanced_sampler(dataset, self.args, self._train_batch_size, epoch=lambda: int(self.state.epoch or 0))
+        data = self.train_dataset if train_dataset is None else train_dataset
+        return balanced_sampler(data, self.args, self._train_batch_size, epoch=lambda: int(self.state.epoch or 0))
 
     def _set_signature_columns_if_needed(self) -> None:
         # The columns that the Trainer leaves in the dataset.
@@ -203,7 +203,8 @@ class ModularTrainer(Trainer):
             inputs["labels"] = inputs["labels"].float()  # the multi-label loss of transformers takes no integers
         masked = self._unwrapped(model)
         mixing_ratio = self.args.gate_mixing_ratio if model.training else 0.0
-        with record_masks(masked) as masks, mix_gates(masked, mixing_ratio, min(MOST_MIXED, masked.config.num_labels)):
+        most = MOST_MIXED if self.args.group_column is not None else min(MOST_MIXED, masked.config.num_labels)
+        with record_masks(masked) as masks, mix_gates(masked, mixing_ratio, most):
             # Without the number of items the task loss is a mean over this batch, like the other terms.
             if self._has_distillation_head and self.compute_loss_func is None and self.label_smoother is None:
                 task_loss, outputs = self._distillation_loss(model, inputs)
@@ -226,12 +227,13 @@ class ModularTrainer(Trainer):
         several = model.training and self.accelerator.num_processes > 1
         if several:
             masks, classes = distributed.global_batch(self.accelerator, masks, classes)
-        terms = {**self.objective(masks, classes), **self.compactness(masks, classes)}
+        terms = {**self.modular_objective(masks, classes), **self.compactness(masks, classes)}
         if several:
             terms = {name: distributed.of_all_processes(self.accelerator, term) for name, term in terms.items()}
         if not model.training:
             return terms
-        schedule = [c for c in self.callback_handler.callbacks if isinstance(c, ModularSchedule)][-1]
+        schedules = [ModularSchedule(), *self.callback_handler.callbacks]  # the last one counts
+        schedule = next(callback for callback in reversed(schedules) if isinstance(callback, ModularSchedule))
         return {name: schedule.factor(name) * term for name, term in terms.items()}
 
     def prediction_step(
@@ -275,7 +277,8 @@ class ModularTrainer(Trainer):
     def _check_gradient(self, model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
         if not model.training or any(gates.requires_grad for gates in masks.values()):
             return
-        if self._generator_rates(model):
+        recorded = masked_layers(model).values() if self.compactness.activations else ()
+        if self._generator_rates(model) or any(p.requires_grad for layer in recorded for p in layer.parameters()):
             raise NemoRuntimeError(
                 "The recorded gates carry no gradient, so the masks would silently not be trained. This is what "
                 "reentrant checkpointing does: enable it with use_reentrant=False."

@@ -14,6 +14,7 @@ from nemo_hf import (
     Convolution,
     ModularConfig,
     ModularTrainer,
+    NemoRuntimeError,
     NemoValueError,
     NeuronStatistics,
     apply_masks,
@@ -172,3 +173,20 @@ def test_the_threshold_depends_on_the_activation():
         assert recorder.threshold == threshold
     with pytest.raises(NemoValueError, match="activation_threshold must be a number from 0 up, or None, got -1"):
         ModularConfig(gate="activation", activation_threshold=-1)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activations_can_be_recomputed(tmp_path, reentrant):
+    gradients = []
+    for checkpointing in (False, True):
+        model = VIT.model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        trainer = ModularTrainer(model, arguments(tmp_path, objective="moda"), train_dataset=Samples(VIT))
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        if checkpointing and reentrant:
+            with pytest.raises(NemoRuntimeError, match="recorded gates carry no gradient"):
+                trainer.compute_loss(model.train(), batch_of(VIT))
+            return
+        trainer.compute_loss(model.train(), batch_of(VIT)).backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(gradients[0], gradients[1])

@@ -166,6 +166,15 @@ def test_samples_that_share_their_gates_see_the_mean_of_them(case):
         torch.testing.assert_close(model(**batch).logits, outputs.logits)
 
 
+def test_a_hyperparameter_search_and_removed_schedules_leave_the_objective_alone(tmp_path):
+    """During a search transformers keeps its metric in `trainer.objective`."""
+    trainer = trainer_of(VIT, tmp_path)
+    trainer.objective = 0.5
+    trainer.remove_callback(ModularSchedule)
+    trainer.train()
+    assert training_logs(trainer)[-1]["loss_contrastive"] > 0
+
+
 def test_gates_are_shared_in_training_only(tmp_path):
     mixtures = []
     model = apply_masks(VIT.model())

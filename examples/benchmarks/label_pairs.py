@@ -45,7 +45,7 @@ def main() -> None:
     plain = task.new_model(args.seed)
     Trainer(plain, args, **shared).train()
     modular = task.new_model(args.seed)
-    trainer = ModularTrainer(modular, args, modular_config=model_args.modular_config(), **shared)
+    trainer = ModularTrainer(modular, args, modular_config=model_args.modular_config(args.objective), **shared)
     trainer.train()
     trainer.save_model()
     statistics = trainer.collect_statistics(task.train)
