@@ -62,6 +62,10 @@ class ModularSchedule(TrainerCallback):
             factor = self.factors[name](progress) if name in self.factors else warmth
             self.current.update(dict.fromkeys(terms, factor))
 
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Outside of a training all factors are 1."""
+        self.current.clear()
+
     def factor(self, term: str) -> float:
         """The factor of a term in this step; 1 outside of a training."""
         return self.current.get(term, 1.0)
