@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import transformers
-from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from . import slim
@@ -75,7 +72,7 @@ class AutoModularModel:
             )
         base = model_class(config, source)
         wants_info = kwargs.pop("output_loading_info", False)
-        with clear_loading_errors(source):
+        with slim.clear_loading_errors(source):
             model, info = _masked_class(base).from_pretrained(
                 source, config=config, output_loading_info=True, **kwargs
             )
@@ -99,27 +96,6 @@ def load_config(source: str | os.PathLike, **hub_kwargs: Any) -> PreTrainedConfi
         return AutoConfig.from_pretrained(source, trust_remote_code=False, **hub_kwargs)
     except Exception as error:  # what transformers raises for a value of the wrong kind depends on who meets it first
         raise CheckpointError(f"The config of {source} cannot be read: {error}") from error
-
-
-@contextlib.contextmanager
-def clear_loading_errors(source: str | os.PathLike) -> Iterator[None]:
-    """
-    Around `from_pretrained` of transformers.
-
-    Raises:
-        [`~nemo_hf.errors.CheckpointError`]: for whatever it raises: what a damaged file leads to has no one kind.
-    """
-    try:
-        yield
-    except NemoError:
-        raise
-    except SafetensorError as error:
-        raise CheckpointError(f"The weights of {source} are damaged: {error}.") from error
-    except Exception as error:
-        raise CheckpointError(
-            f"{source} cannot be loaded ({type(error).__name__}: {error}). Its config.json or its weights are damaged "
-            "or do not fit each other, or an argument does not fit them."
-        ) from error
 
 
 def model_class(config: PreTrainedConfig, source: str) -> type[PreTrainedModel]:
@@ -147,7 +123,8 @@ def _masked_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """
 
     def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-        base.__init__(self, config, *args, **kwargs)
+        with slim.limited_size():
+            base.__init__(self, config, *args, **kwargs)
         try:
             modular_config = ModularConfig.from_dict(config.nemo)
             self.config.nemo = None  # until the masks are on

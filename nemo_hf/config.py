@@ -18,6 +18,7 @@ logger = logging.get_logger(__name__)
 MODULAR_KIND = "modular"  # `config.nemo["kind"]` of a modular model (a parent)
 MODULE_KIND = "module"  # `config.nemo["kind"]` of a module; `slim.py` knows the same word
 FORMAT_VERSION = 1
+LAYER_GROUPS = ("all", "ffn", "attention")
 
 
 @dataclass
@@ -30,7 +31,7 @@ class ModularConfig:
             `"all"` masks the attention projections, the feed-forward layers and the convolutions, `"ffn"` and
             `"attention"` one of the first two.
             A list holds layer names or suffixes of them (`["mlp.fc1"]`). Any other string is a regular expression that
-            must match the whole layer name.
+            must match the whole layer name; `config.nemo` of the model then lists the layers that it found.
         skip_first_blocks (`int`, *optional*, defaults to 1):
             Number of encoder blocks, in forward order, that stay unmasked. The paper skips the first.
         generator_hidden_size (`int` or `None`, *optional*, defaults to 16):
@@ -67,7 +68,7 @@ class ModularConfig:
     activation_threshold: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.target_modules, str):
+        if is_pattern(self.target_modules):
             try:
                 re.compile(self.target_modules)
             except re.error as error:
@@ -75,7 +76,7 @@ class ModularConfig:
                     f"target_modules={self.target_modules!r} is not a valid regular expression ({error}). Use 'all', "
                     "'ffn', 'attention', a list of layer names or suffixes, or a regular expression."
                 ) from error
-        else:
+        elif not isinstance(self.target_modules, str):
             self.target_modules = list(self.target_modules)
             if not self.target_modules or not all(isinstance(name, str) for name in self.target_modules):
                 raise NemoValueError(
@@ -107,7 +108,8 @@ class ModularConfig:
 
         Raises:
             [`~nemo_hf.errors.NemoValueError`]: if `values` does not describe a modular model, or one of a newer
-                format.
+                format, or if they name layers by a regular expression: files come from anywhere, and matching one
+                can take forever.
         """
         if not isinstance(values, dict) or values.get("kind", MODULAR_KIND) != MODULAR_KIND:
             raise NemoValueError(f"Expected the `config.nemo` of a modular model, got {values!r}.")
@@ -117,11 +119,19 @@ class ModularConfig:
                 f"This modular model has format {version!r}; this version of nemo_hf reads formats up to "
                 f"{FORMAT_VERSION}. Upgrade nemo_hf to load it."
             )
+        targets = values.get("target_modules")
+        if is_pattern(targets):
+            raise NemoValueError(f"`config.nemo` must list the names of its masked layers, got {targets!r:.80}.")
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known - {"kind", "format"})
         if unknown:
             logger.warning(f"Ignoring options of a newer nemo_hf in `config.nemo`: {', '.join(unknown)}.")
         return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def is_pattern(target_modules: str | list[str] | None) -> bool:
+    """Whether `target_modules` is a regular expression."""
+    return isinstance(target_modules, str) and target_modules not in LAYER_GROUPS
 
 
 def checkpoint_kind(config: object) -> str | None:

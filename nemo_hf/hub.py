@@ -17,7 +17,7 @@ import transformers
 from huggingface_hub import CommitInfo, ModelCardData
 from transformers import PreTrainedModel
 
-from .auto import clear_loading_errors, load_config, model_class
+from .auto import load_config, model_class
 from .collection import INDEX_FILE, ModuleEntry, choose_folders, entry_dict, read_entries, read_index, write_index
 from .config import MODULE_KIND, checkpoint_kind
 from .errors import CheckpointError, NemoValueError
@@ -35,6 +35,7 @@ from .model_card import (
 )
 from .readme import as_list, has_section, parse_card, read_text, update_card
 from .remote import Remote
+from .slim import clear_loading_errors
 
 
 Module = PreTrainedModel | str | os.PathLike  # the model, or the folder with it

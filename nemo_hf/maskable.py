@@ -1,10 +1,11 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
-"""Which layers of a model can be masked, and why others cannot."""
+"""Which layers of a model can be masked and which of them a config selects, and why not the others."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .architectures import ATTENTION_ROLES, Attention, Chain, FeedForward
+from .config import LAYER_GROUPS, ModularConfig
+from .errors import NemoValueError
 from .resolution import constant_at_zero, is_depthwise, layer_groups, resolve_parts
 
 
@@ -52,6 +55,66 @@ def maskable_layers(model: PreTrainedModel) -> list[MaskableLayer]:
         for layer in find(model, block, part):
             layers.setdefault(layer.name, layer)
     return _with_own_activations(model, list(layers.values()))
+
+
+def chosen_layers(model: PreTrainedModel, config: ModularConfig) -> list[MaskableLayer]:
+    """
+    The layers that a config selects, in forward order.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: if it selects none.
+    """
+    named = maskable_layers(model)
+    layers = [layer for layer in named if _unmaskable(layer, config) is None]
+    if not layers:
+        raise NemoValueError(
+            f"No layer of this {type(model).__name__} can be masked: {_unmaskable(named[0], config)}."
+        )
+    matching = [layer for layer in layers if _matches(layer, config.target_modules)]
+    if not matching:
+        excluded = [layer for layer in named if _unmaskable(layer, config) and _matches(layer, config.target_modules)]
+        last_block = [layer.name for layer in layers if layer.block == layers[-1].block]
+        raise NemoValueError(
+            f"target_modules={config.target_modules!r} matches no maskable layer. "
+            + (
+                f"{excluded[0].name} cannot be cut: {_unmaskable(excluded[0], config)}."
+                if excluded
+                else f"Maskable are {', '.join(last_block)} and those of the other blocks. A suffix of names goes "
+                "into a list."
+            )
+        )
+    chosen = [layer for layer in matching if layer.block >= config.skip_first_blocks]
+    if not chosen:
+        raise NemoValueError(
+            f"skip_first_blocks={config.skip_first_blocks} excludes every layer that "
+            f"target_modules={config.target_modules!r} matches: the model has {layers[-1].block + 1} blocks."
+        )
+    return chosen
+
+
+def exclusion_reason(layer: MaskableLayer, config: ModularConfig) -> str:
+    """Why a config does not select a layer."""
+    reason = _unmaskable(layer, config)
+    if reason is not None:
+        return reason
+    if not _matches(layer, config.target_modules):
+        return f"not among target_modules={config.target_modules!r}"
+    return f"in one of the first {config.skip_first_blocks} blocks, which skip_first_blocks leaves out"
+
+
+def _unmaskable(layer: MaskableLayer, config: ModularConfig) -> str | None:
+    """Why a layer cannot carry the gates of a config, wherever the config wants them."""
+    if layer.reason is None and config.gate == "activation" and layer.activation is None:
+        return "no activation that is zero at zero is its own, as gate='activation' needs"
+    return layer.reason
+
+
+def _matches(layer: MaskableLayer, targets: str | list[str]) -> bool:
+    if isinstance(targets, list):
+        return any(layer.name == target or layer.name.endswith(f".{target}") for target in targets)
+    if targets in LAYER_GROUPS:
+        return targets in ("all", layer.group)
+    return re.fullmatch(targets, layer.name) is not None
 
 
 def _with_own_activations(model: nn.Module, layers: list[MaskableLayer]) -> list[MaskableLayer]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Literal, overload
 
 import torch
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from .config import MODULAR_KIND, ModularConfig, checkpoint_kind
+from .config import MODULAR_KIND, ModularConfig, checkpoint_kind, is_pattern
 from .errors import NemoRuntimeError, NemoValueError, UnsupportedModelError
 from .layers import (
     ActivationRecorder,
@@ -27,8 +27,8 @@ from .layers import (
     MaskGenerator,
     MaskState,
 )
-from .maskable import MaskableLayer, maskable_layers
-from .resolution import resolve_architecture
+from .maskable import MaskableLayer, chosen_layers, exclusion_reason, maskable_layers
+from .resolution import resolve_architecture, resolve_parts
 from .slim import layer_sizes
 
 
@@ -67,7 +67,7 @@ def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> 
     config = config or ModularConfig()
     if is_masked(model):
         raise NemoValueError("The model has masks already; call `remove_masks(model)` first to put on others.")
-    layers = _chosen_layers(model, config)
+    layers = chosen_layers(model, config)
     _refuse_partial_passes(model, layers)
     if is_modular_checkpoint(model.config):
         logger.warning(
@@ -84,8 +84,34 @@ def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> 
         if config.gate == "activation":
             _record_activation(model, layer, config, state)
     encoder.register_forward_pre_hook(state.before_forward, with_kwargs=True)
-    model.config.nemo = config.to_dict()
+    model.config.nemo = _listed(model, config).to_dict()
     return model
+
+
+def ensure_masks(model: PreTrainedModel, config: ModularConfig | None) -> PreTrainedModel:
+    """
+    [`apply_masks`] for a model that may have masks already.
+
+    Raises:
+        [`~nemo_hf.errors.UnsupportedModelError`]: if the model cannot carry masks.
+        [`~nemo_hf.errors.NemoValueError`]: if its masks are not those of `config`, unless that is `None`.
+    """
+    if not is_masked(model):
+        return apply_masks(model, config)
+    resolve_parts(model)  # refuses adapters that were put on after the masks
+    if config is not None and _listed(model, config) != modular_config(model):
+        raise NemoValueError(
+            f"The model is masked already, with another config: {modular_config(model)}. Leave out "
+            "modular_config, or call `remove_masks(model)` first."
+        )
+    return model
+
+
+def _listed(model: PreTrainedModel, config: ModularConfig) -> ModularConfig:
+    """The config with the names of the layers instead of a regular expression, which no file may hold."""
+    if not is_pattern(config.target_modules):
+        return config
+    return replace(config, target_modules=[layer.name for layer in chosen_layers(model, config)])
 
 
 def _refuse_partial_passes(model: PreTrainedModel, layers: list[MaskableLayer]) -> None:
@@ -180,56 +206,11 @@ def list_maskable_layers(
     """
     if config is None:
         config = modular_config(model) if is_masked(model) else ModularConfig()
-    chosen = {layer.name for layer in _chosen_layers(model, config)}
+    chosen = [layer.name for layer in chosen_layers(model, config)]
     if not reasons:
-        return [layer.name for layer in maskable_layers(model) if layer.name in chosen]
-    return {layer.name: None if layer.name in chosen else _reason(layer, config) for layer in maskable_layers(model)}
-
-
-def _reason(layer: MaskableLayer, config: ModularConfig) -> str:
-    reason = _unmaskable(layer, config)
-    if reason is not None:
-        return reason
-    if not _matches(layer, config.target_modules):
-        return f"not among target_modules={config.target_modules!r}"
-    return f"in one of the first {config.skip_first_blocks} blocks, which skip_first_blocks leaves out"
-
-
-def _unmaskable(layer: MaskableLayer, config: ModularConfig) -> str | None:
-    """Why a layer cannot carry the gates of a config, wherever the config wants them."""
-    if layer.reason is None and config.gate == "activation" and layer.activation is None:
-        return "no activation that is zero at zero is its own, as gate='activation' needs"
-    return layer.reason
-
-
-def _chosen_layers(model: PreTrainedModel, config: ModularConfig) -> list[MaskableLayer]:
-    """The layers that a config selects, in forward order."""
-    named = maskable_layers(model)
-    layers = [layer for layer in named if _unmaskable(layer, config) is None]
-    if not layers:
-        raise NemoValueError(
-            f"No layer of this {type(model).__name__} can be masked: {_unmaskable(named[0], config)}."
-        )
-    matching = [layer for layer in layers if _matches(layer, config.target_modules)]
-    if not matching:
-        excluded = [layer for layer in named if _unmaskable(layer, config) and _matches(layer, config.target_modules)]
-        last_block = [layer.name for layer in layers if layer.block == layers[-1].block]
-        raise NemoValueError(
-            f"target_modules={config.target_modules!r} matches no maskable layer. "
-            + (
-                f"{excluded[0].name} cannot be cut: {_unmaskable(excluded[0], config)}."
-                if excluded
-                else f"Maskable are {', '.join(last_block)} and those of the other blocks. A suffix of names goes "
-                "into a list."
-            )
-        )
-    chosen = [layer for layer in matching if layer.block >= config.skip_first_blocks]
-    if not chosen:
-        raise NemoValueError(
-            f"skip_first_blocks={config.skip_first_blocks} excludes every layer that "
-            f"target_modules={config.target_modules!r} matches: the model has {layers[-1].block + 1} blocks."
-        )
-    return chosen
+        return chosen
+    layers = maskable_layers(model)
+    return {layer.name: None if layer.name in chosen else exclusion_reason(layer, config) for layer in layers}
 
 
 def is_masked(model: nn.Module) -> bool:
@@ -349,14 +330,6 @@ def hold_gates(model: nn.Module, gates: Mapping[str, torch.Tensor]) -> Iterator[
         yield
     finally:
         state.held = None
-
-
-def _matches(layer: MaskableLayer, targets: str | list[str]) -> bool:
-    if isinstance(targets, list):
-        return any(layer.name == target or layer.name.endswith(f".{target}") for target in targets)
-    if targets in ("all", "attention", "ffn"):
-        return targets in ("all", layer.group)
-    return re.fullmatch(targets, layer.name) is not None
 
 
 def _mask_layer(model: nn.Module, layer: MaskableLayer, config: ModularConfig, state: MaskState) -> None:

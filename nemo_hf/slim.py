@@ -2,15 +2,19 @@
 """
 Slim models: a transformers class whose layers have the sizes that `config.nemo["shapes"]` lists.
 
-This file imports torch and transformers only: modules of transformers' own classes carry it along, and
+This file needs torch and transformers only: modules of transformers' own classes carry it along, and
 `from_pretrained(..., trust_remote_code=True)` loads them with it where nemo_hf is not installed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
+import os
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,7 +33,16 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
 
+try:
+    from nemo_hf.errors import CheckpointError
+except ImportError:  # where this file travels alone
+
+    class CheckpointError(OSError):  # type: ignore[no-redef]
+        """A file or folder that is missing, damaged, or not what was asked for."""
+
+
 FORMAT_VERSION = 1
+MAX_LAYERS = 20_000  # layers of a model, containers included; the largest of transformers have some thousands
 MODEL_TYPE_PREFIX = "nemo_"
 AUTO_CLASSES = (AutoModelForImageClassification, AutoModelForSequenceClassification, AutoModelForAudioClassification)
 
@@ -116,12 +129,70 @@ def select_rotary(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return args, {**kwargs, "position_embeddings": selected}
 
 
+@contextlib.contextmanager
+def clear_loading_errors(source: str | os.PathLike) -> Iterator[None]:
+    """
+    Around `from_pretrained` of transformers.
+
+    Raises:
+        [`~nemo_hf.errors.CheckpointError`]: for whatever it raises: what a damaged file leads to has no one kind.
+            Where a package or memory is missing, the checkpoint is not to blame.
+    """
+    try:
+        yield
+    except (CheckpointError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{source} cannot be loaded ({type(error).__name__}: {error}). Its config.json or its weights are damaged "
+            "or do not fit each other, or an argument does not fit them."
+        ) from error
+
+
+@contextlib.contextmanager
+def limited_size() -> Iterator[None]:
+    """
+    Around the making of a model from a configuration that comes from anywhere: one that claims a billion blocks would
+    be built forever.
+
+    Raises:
+        [`~nemo_hf.errors.CheckpointError`]: as soon as the model has more than [`MAX_LAYERS`] layers.
+    """
+    numbers = itertools.count(1)
+
+    def count(*_: Any) -> None:
+        if next(numbers) > MAX_LAYERS:
+            raise CheckpointError(f"Damaged config: it describes a model of more than {MAX_LAYERS} layers.")
+
+    handle = nn.modules.module.register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class SlimConfigMixin:
+    """A configuration that says what is wrong with it."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        with clear_loading_errors("The config of this module"):
+            return super().from_dict(config_dict, **kwargs)
+
+
 class SlimModelMixin:
     """Gives the layers of the transformers class behind it the sizes that `config.nemo["shapes"]` lists."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any):
-        super().__init__(config, *args, **kwargs)
-        resize_layers(self, module_description(config)["shapes"])
+        shapes = module_description(config)["shapes"]
+        with limited_size():
+            super().__init__(config, *args, **kwargs)
+        resize_layers(self, shapes)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        with clear_loading_errors(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
 def module_description(config: PreTrainedConfig) -> dict[str, Any]:
@@ -129,17 +200,17 @@ def module_description(config: PreTrainedConfig) -> dict[str, Any]:
     The checked `config.nemo` of a module.
 
     Raises:
-        `ValueError`: if the configuration does not describe a module, or one of a newer format.
+        [`~nemo_hf.errors.CheckpointError`]: if the configuration does not describe a module, or one of a newer format.
     """
     nemo = getattr(config, "nemo", None)
     if not isinstance(nemo, dict) or nemo.get("kind") != "module" or not isinstance(nemo.get("shapes"), dict):
-        raise ValueError(
+        raise CheckpointError(
             "This configuration does not describe a module: `config.nemo` must be a dictionary with kind 'module' and "
             f"'shapes', got {nemo!r:.200}. Modules are made by `nemo_hf.extract_module`."
         )
     version = nemo.get("format")
     if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ValueError(
+        raise CheckpointError(
             f"This module has format {version!r}; this version of nemo_hf reads formats up to {FORMAT_VERSION}. "
             "Upgrade nemo_hf to load it."
         )
@@ -158,14 +229,14 @@ def resize_layers(model: nn.Module, shapes: dict[str, Any]) -> None:
             attribute → number. `"parameters"`: name → shape. `"rotary"`: attention sub-layer → size of its heads.
 
     Raises:
-        `ValueError`: if a name or a size does not fit the model.
+        [`~nemo_hf.errors.CheckpointError`]: if a name or a size does not fit the model.
     """
     layers = dict(model.named_modules())
     tables, scatter = _tables(shapes)
     for name, sizes in tables["layers"].items():
         old = layers.get(name)
         if not _are_sizes(sizes, old):
-            raise ValueError(f"Damaged module: {name!r} cannot become a layer of sizes {sizes!r}.")
+            raise CheckpointError(f"Damaged module: {name!r} cannot become a layer of sizes {sizes!r}.")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Initializing zero-element tensors")  # an empty layer is meant
             new = _resized(old, sizes)
@@ -178,17 +249,17 @@ def resize_layers(model: nn.Module, shapes: dict[str, Any]) -> None:
             owner = layers.get(name)
             old = getattr(owner, attribute, None)
             if not isinstance(old, int) or not _fits([value], [old]):
-                raise ValueError(f"Damaged module: {name!r} has no number {attribute!r} to set to {value!r}.")
+                raise CheckpointError(f"Damaged module: {name!r} has no number {attribute!r} to set to {value!r}.")
             setattr(owner, attribute, value)
     for name, shape in tables["parameters"].items():
         owner, attribute = layers.get(name.rpartition(".")[0]), name.rpartition(".")[2]
         old = getattr(owner, attribute, None)
         if not isinstance(old, nn.Parameter) or not _fits(shape, list(old.shape)):
-            raise ValueError(f"Damaged module: {name!r} cannot become a parameter of shape {shape!r}.")
+            raise CheckpointError(f"Damaged module: {name!r} cannot become a parameter of shape {shape!r}.")
         setattr(owner, attribute, nn.Parameter(old.new_zeros(shape)))
     for name, size in tables["rotary"].items():
         if not size or size not in tables["attributes"].get(name, {}).values():  # checked above
-            raise ValueError(f"Damaged module: {name!r} cannot have rotary positions of size {size!r}.")
+            raise CheckpointError(f"Damaged module: {name!r} cannot have rotary positions of size {size!r}.")
         layers[name].register_buffer("rotary_index", torch.arange(size, device=next(model.parameters()).device))
         layers[name].register_forward_pre_hook(select_rotary, with_kwargs=True)
 
@@ -200,9 +271,9 @@ def _tables(shapes: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], set[str]
     for entries in (tables, tables["attributes"]):
         for name, table in entries.items():
             if not isinstance(table, dict):
-                raise ValueError(f"Damaged module: {name!r} of its shapes must be a table, got {table!r:.80}.")
+                raise CheckpointError(f"Damaged module: {name!r} of its shapes must be a table, got {table!r:.80}.")
     if not isinstance(scatter, list | tuple) or not all(isinstance(name, str) for name in scatter):
-        raise ValueError(f"Damaged module: 'scatter' of its shapes must be a list of names, got {scatter!r:.80}.")
+        raise CheckpointError(f"Damaged module: 'scatter' of its shapes must be a list of names, got {scatter!r:.80}.")
     return tables, set(scatter)
 
 
@@ -244,7 +315,8 @@ def slim_config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """The configuration class `Slim<Base>` with model type `nemo_<base>`."""
     model_type = MODEL_TYPE_PREFIX + base.model_type
     auto_class = "AutoConfig" if _is_stock(base) else None
-    return type(f"Slim{base.__name__}", (base,), _namespace(base, model_type=model_type, _auto_class=auto_class))
+    namespace = _namespace(base, model_type=model_type, _auto_class=auto_class)
+    return type(f"Slim{base.__name__}", (SlimConfigMixin, base), namespace)
 
 
 @functools.cache

@@ -21,10 +21,9 @@ from .errors import NemoRuntimeError, NemoValueError
 from .groups import check_group_column, check_groups, group_names
 from .labels import as_membership, check_labels
 from .layers import MaskedConv2d
-from .masking import apply_masks, is_masked, masked_layers, mix_gates, modular_config, record_masks
+from .masking import ensure_masks, is_masked, masked_layers, mix_gates, modular_config, record_masks
 from .model_card import check_card, shown_source, write_modular_card
 from .objectives import CompactnessLoss, distillation_loss, make_objective
-from .resolution import resolve_parts
 from .sampler import balanced_sampler, check_sampling
 from .schedules import ModularSchedule
 from .statistics import NeuronStatistics, collect_statistics
@@ -105,26 +104,15 @@ class ModularTrainer(Trainer):
         # A per-batch mean: the Trainer divides by the number of accumulation steps.
         self.loss_is_scaled_for_ga = False
         if self.model_init is None:  # after the Trainer has set the seed, so that the generators are reproducible
-            self._mask(self.model)
+            ensure_masks(self.model, self.modular_config)
         self._set_up_objective()
         self._set_up_teacher(teacher_model)
         if not any(isinstance(callback, ModularSchedule) for callback in self.callback_handler.callbacks):
             self.add_callback(ModularSchedule())
         self._averages = {"train": TermAverages(), "eval": TermAverages()}
 
-    def _mask(self, model: PreTrainedModel) -> PreTrainedModel:
-        if not is_masked(model):
-            return apply_masks(model, self.modular_config)
-        resolve_parts(model)  # refuses adapters that were put on after the masks
-        if self.modular_config is not None and self.modular_config != modular_config(model):
-            raise NemoValueError(
-                f"The model is masked already, with another config: {modular_config(model)}. Leave out "
-                "modular_config, or call `remove_masks(model)` first."
-            )
-        return model
-
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
-        return self._mask(super().call_model_init(trial))
+        return ensure_masks(super().call_model_init(trial), self.modular_config)
 
     def _set_up_objective(self) -> None:
         args, gate = self.args, modular_config(self.model).gate
@@ -337,7 +325,9 @@ class ModularTrainer(Trainer):
 
     # ---- Statistics ----
 
-    def collect_statistics(self, dataset: Dataset | None = None) -> NeuronStatistics:
+    def collect_statistics(
+        self, dataset: Dataset | None = None, reservoir_samples: int | None = 200
+    ) -> NeuronStatistics:
         """
         Count the open gates per label and neuron, in one pass in evaluation mode; per group if `args.group_column` is
         given. Groups have the names of the dataset's `ClassLabel` feature, or else are the integers found.
@@ -345,6 +335,8 @@ class ModularTrainer(Trainer):
         Args:
             dataset (`Dataset`, *optional*): samples with labels, or groups, without augmentation. Defaults to the
                 training set.
+            reservoir_samples (`int`, *optional*, defaults to 200): samples per label that the cohesion is computed
+                over; `None` keeps all.
 
         Returns:
             [`NeuronStatistics`]: the counts; `save_pretrained(folder)` keeps them beside the checkpoint.
@@ -361,6 +353,7 @@ class ModularTrainer(Trainer):
             gather=self.accelerator.gather_for_metrics if self.accelerator.num_processes > 1 else None,
             seed=self.args.seed,
             disable_tqdm=self.args.disable_tqdm,
+            reservoir_samples=reservoir_samples,
         )
 
     # ---- Checkpoints ----

@@ -304,7 +304,7 @@ def test_push_refuses_damaged_folders_before_anything_is_sent(module, tmp_path):
     (tmp_path / "card" / "README.md").write_bytes(BROKEN_CARDS[0][0])
     BERT.masked().save_pretrained(tmp_path / "parent")
     for name, text in (
-        ("cut", "The weights of .*cut are damaged"),
+        ("cut", "cut cannot be loaded.*its weights are damaged"),
         ("shape", "shape cannot be loaded.*weights are damaged"),
         ("card", "The metadata of .*README.md cannot be read"),
         ("parent", "holds no module, but another model"),

@@ -16,11 +16,22 @@ from models import (
     over_two_models,
     plain_parent,
 )
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from nemo_hf import AutoModularModel, CheckpointError, NemoValueError, extract_module, push_modules, save_module
+from nemo_hf import (
+    AutoModularModel,
+    CheckpointError,
+    ModularConfig,
+    NemoError,
+    NemoValueError,
+    extract_module,
+    list_maskable_layers,
+    push_modules,
+    save_module,
+)
+from nemo_hf.inspection import describe_checkpoint
 from nemo_hf.model_card import pipeline_task
 
 
@@ -78,7 +89,7 @@ FC1, FC2 = "vit.layers.1.mlp.fc1", "vit.layers.1.mlp.fc2"
 def test_damaged_module_configs_are_refused(change, text, tmp_path):
     saved_module(VIT, tmp_path)
     edit_config(tmp_path, change)
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(CheckpointError, match=text):
         VIT.auto_class.from_pretrained(tmp_path)
 
 
@@ -87,7 +98,7 @@ def test_sizes_that_do_not_fit_the_weights_are_refused(case, tmp_path):
     module = saved_module(case, tmp_path)
     name, (inputs, outputs) = next(iter(module.config.nemo["shapes"]["layers"].items()))
     edit_config(tmp_path, lambda config: config["nemo"]["shapes"]["layers"].update({name: [inputs, outputs - 1]}))
-    with pytest.raises(RuntimeError, match="mismatch"):
+    with pytest.raises(CheckpointError, match="mismatch"):
         case.auto_class.from_pretrained(tmp_path)
 
 
@@ -95,13 +106,10 @@ def test_sizes_that_do_not_fit_the_weights_are_refused(case, tmp_path):
 def test_truncated_weights_are_refused(case, tmp_path):
     saved_module(case, tmp_path / "module")
     case.masked().save_pretrained(tmp_path / "parent")
-    for folder, load, error in (
-        ("module", case.auto_class, SafetensorError),
-        ("parent", AutoModularModel, CheckpointError),
-    ):
+    for folder, load in (("module", case.auto_class), ("parent", AutoModularModel)):
         path = tmp_path / folder / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-64])
-        with pytest.raises(error, match="MetadataIncompleteBuffer|file not fully covered|incomplete"):
+        with pytest.raises(CheckpointError, match="MetadataIncompleteBuffer|file not fully covered|incomplete"):
             load.from_pretrained(tmp_path / folder)
 
 
@@ -212,3 +220,28 @@ def test_a_reloaded_module_fine_tunes_with_the_plain_trainer(case, tmp_path):
     tuned = case.auto_class.from_pretrained(tmp_path / "tuned")
     with torch.no_grad():
         assert torch.equal(tuned(**case.inputs()).logits, module.eval()(**case.inputs()).logits)
+
+
+@pytest.mark.parametrize("kind", ["module", "parent"])
+def test_a_claim_of_a_billion_blocks_is_refused_soon(kind, tmp_path):
+    saved_module(VIT, tmp_path) if kind == "module" else VIT.masked().save_pretrained(tmp_path)
+    edit_config(tmp_path, lambda config: config.update(num_hidden_layers=10**9))
+    load = VIT.auto_class if kind == "module" else AutoModularModel
+    with pytest.raises(CheckpointError, match="describes a model of more than 20000 layers"):
+        load.from_pretrained(tmp_path)
+    assert not nn.modules.module._global_module_registration_hooks  # later models may be as large as they like
+
+
+def test_a_checkpoint_holds_names_instead_of_a_regular_expression(tmp_path):
+    options = {"target_modules": r".*\.mlp\.fc\d", "skip_first_blocks": 0}
+    model = VIT.masked(**options)
+    names = model.config.nemo["target_modules"]
+    assert names == list_maskable_layers(VIT.model(), ModularConfig(**options))
+    assert len(names) > 1
+    model.save_pretrained(tmp_path)
+    assert list_maskable_layers(AutoModularModel.from_pretrained(tmp_path)) == names
+    edit_config(tmp_path, lambda config: config["nemo"].update(target_modules=r"(\w+\.?)+!"))
+    with pytest.raises(CheckpointError, match="must list the names of its masked layers, got"):
+        AutoModularModel.from_pretrained(tmp_path)
+    with pytest.raises(NemoError, match="must list the names of its masked layers, got"):
+        describe_checkpoint(tmp_path)

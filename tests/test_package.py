@@ -61,6 +61,9 @@ def test_a_file_imports_from_lower_floors_only(file):
 
 def test_slim_travels_alone():
     tree = ast.parse((Path(nemo_hf.__file__).parent / "slim.py").read_text())
+    optional = [node for node in tree.body if isinstance(node, ast.Try)]
+    assert {name for node in optional for name in imported(node)} == {"errors"}  # where nemo_hf is installed
+    tree.body = [node for node in tree.body if node not in optional]
     assert set(imported(tree)) == set()
     outside = {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     outside |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}

@@ -268,7 +268,7 @@ def other_statistics(folder):
     [
         (lambda folder: (folder / "neuron_statistics.safetensors").unlink(), "There is no neuron_statistics"),
         (lambda folder: damaged(folder, "neuron_statistics.safetensors"), "is damaged or was not written by nemo_hf"),
-        (lambda folder: damaged(folder, "model.safetensors"), "weights of .* are damaged"),
+        (lambda folder: damaged(folder, "model.safetensors"), "cannot be loaded.*weights are damaged"),
         (lambda folder: damaged(folder, "trainer_state.json"), "Remove it for a report without training curves"),
         (lambda folder: (folder / "trainer_state.json").write_text('{"log_history": [1]}'), "is damaged"),
         (lambda folder: VIT.model().save_pretrained(folder), "is not a modular checkpoint"),

@@ -409,6 +409,8 @@ def test_other_arguments_and_other_configs_are_refused(tmp_path):
     plain = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
     with pytest.raises(NemoValueError, match="needs ModularTrainingArguments, got TrainingArguments"):
         ModularTrainer(VIT.model(), plain)
+    pattern = ModularConfig(target_modules=r".*fc1", generator_init="paper")
+    assert trainer_of(VIT, tmp_path, VIT.masked(target_modules=r".*fc1"), modular_config=pattern)
     model = VIT.masked()
     with pytest.raises(NemoValueError, match="masked already, with another config: ModularConfig.*remove_masks"):
         trainer_of(VIT, tmp_path, model, modular_config=ModularConfig(target_modules="ffn"))
