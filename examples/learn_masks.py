@@ -66,9 +66,8 @@ def load(args: Arguments, data: tasks.DataArguments) -> tuple[PreTrainedModel, D
     columns = tasks.find_columns(train, data)
     model = tasks.load_checkpoint(args.checkpoint, columns.is_image)
     processor = tasks.processor_of(args.checkpoint, model)
-    encoded = [
-        tasks.encode(split, columns, processor, model.config.label2id, data.max_length) for split in (train, test)
-    ]
+    label2id = {name: i for i, name in model.config.id2label.items()}
+    encoded = [tasks.encode(split, columns, processor, label2id, data.max_length) for split in (train, test)]
     return model, *encoded, tasks.collator(processor, columns.is_image)
 
 

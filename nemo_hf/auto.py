@@ -15,6 +15,9 @@ from .errors import CheckpointError, NemoError
 from .masking import apply_masks, is_modular_checkpoint
 
 
+HUB_NAMES = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+
+
 class AutoModularModel:
     """
     Loads modular models (parents). The stock Auto classes load the same checkpoints as plain models, without their
@@ -31,8 +34,9 @@ class AutoModularModel:
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): a folder or a repository on the Hub.
-            kwargs: passed to `from_pretrained` of the model's own class: `dtype`, `device_map`, `revision`,
-                `subfolder`, `token`, `cache_dir`, `local_files_only`, `attn_implementation`, …
+            kwargs: as of the Auto classes: values of the configuration (`hidden_dropout_prob=0.3`); the others go to
+                `from_pretrained` of the model's own class: `dtype`, `device_map`, `revision`, `subfolder`, `token`,
+                `cache_dir`, `local_files_only`, `attn_implementation`, …
 
         Returns:
             `PreTrainedModel`: of the class that was trained, with masks.
@@ -49,18 +53,13 @@ class AutoModularModel:
         ```
         """
         source = str(pretrained_model_name_or_path)
+        wants_info = kwargs.pop("output_loading_info", False)
         config = kwargs.pop("config", None)
         if config is None:
-            hub_names = (
-                "revision",
-                "subfolder",
-                "token",
-                "cache_dir",
-                "local_files_only",
-                "force_download",
-                "proxies",
-            )
-            config = load_config(source, **{name: kwargs[name] for name in hub_names if name in kwargs})
+            hub = {name: kwargs.pop(name) for name in HUB_NAMES if name in kwargs}
+            dtype = {"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {}
+            config, kwargs = load_config(source, return_unused_kwargs=True, **hub, **kwargs)
+            kwargs = {**kwargs, **hub, **dtype}
         if not is_modular_checkpoint(config):
             hint = (
                 " It is a module: load it with the Auto class of its task."
@@ -71,7 +70,6 @@ class AutoModularModel:
                 f"{source} is not a modular checkpoint: its config has no `nemo` entry of a parent.{hint}"
             )
         base = model_class(config, source)
-        wants_info = kwargs.pop("output_loading_info", False)
         with slim.clear_loading_errors(source):
             model, info = _masked_class(base).from_pretrained(
                 source, config=config, output_loading_info=True, **kwargs
@@ -85,15 +83,15 @@ class AutoModularModel:
         return (model, info) if wants_info else model
 
 
-def load_config(source: str | os.PathLike, **hub_kwargs: Any) -> PreTrainedConfig:
+def load_config(source: str | os.PathLike, **kwargs: Any) -> Any:
     """
-    The configuration of a checkpoint. Code that the checkpoint names is neither run nor asked about.
+    The configuration of a checkpoint, as `AutoConfig` gives it. Code that it names is neither run nor asked about.
 
     Raises:
         [`~nemo_hf.errors.CheckpointError`]: if it is missing or damaged.
     """
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False, **hub_kwargs)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)
     except Exception as error:  # what transformers raises for a value of the wrong kind depends on who meets it first
         raise CheckpointError(f"The config of {source} cannot be read: {error}") from error
 

@@ -110,12 +110,13 @@ def extract(arguments: list[str]) -> dict[str, Any]:
     args = parser.parse_args(arguments)
     report: dict[str, Any] = {}
     from . import AutoModularModel, NeuronStatistics, extract_module, metrics, save_module
+    from .labels import ids_by_name
     from .tasks import processor_of
 
     hub = {"revision": args.revision, "token": args.token}
     model = AutoModularModel.from_pretrained(args.checkpoint, **hub)
     masks = NeuronStatistics.from_pretrained(args.checkpoint, **hub).module_masks(args.threshold, args.uniform)
-    labels = args.labels and [_name_or_number(label, model.config.label2id) for label in args.labels]
+    labels = args.labels and [_name_or_number(label, ids_by_name(model.config)) for label in args.labels]
     groups = args.groups and [_name_or_number(group, masks) for group in args.groups]
     module = extract_module(model, masks, labels, gates=args.gates, layout=args.layout, groups=groups)
     save_module(module, args.output, processing_class=processor_of(args.checkpoint, module, **hub))
@@ -149,6 +150,7 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
     report: dict[str, Any] = {}
     from . import collect_statistics, metrics
     from .config import checkpoint_kind
+    from .labels import ids_by_name
     from .masking import is_masked
 
     hub = {"revision": args.revision, "token": args.token}
@@ -156,14 +158,14 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
     columns = tasks.find_columns(split, data_args)
     model = tasks.load_checkpoint(args.checkpoint, columns.is_image, **hub)
     processor = tasks.processor_of(args.checkpoint, model, **hub)
-    dataset = tasks.encode(split, columns, processor, model.config.label2id, data_args.max_length)
+    dataset = tasks.encode(split, columns, processor, ids_by_name(model.config), data_args.max_length)
     batches = tasks.dataloader(dataset, processor, columns.is_image, args.batch_size)
     report.update(
         kind=checkpoint_kind(model.config) or "plain",
         labels=list(model.config.id2label.values()),
         num_samples=len(dataset),
         accuracy=tasks.model_accuracy(model, batches),
-        parameters=metrics.count_parameters(model),
+        parameters=metrics.count_parameters(model, generators=False),
     )
     if is_masked(model):
         statistics = collect_statistics(model, batches)
@@ -196,6 +198,7 @@ def report(arguments: list[str]) -> dict[str, Any]:
     data_args, args = parser.parse_args_into_dataclasses(args=arguments)
     from . import AutoModularModel, NeuronStatistics
     from .groups import group_names
+    from .labels import ids_by_name
     from .report import write_report
 
     hub = {"revision": args.revision, "token": args.token}
@@ -206,7 +209,7 @@ def report(arguments: list[str]) -> dict[str, Any]:
         split = tasks.load_eval_split(data_args, column)
         columns = tasks.find_columns(split, data_args)
         processor = tasks.processor_of(args.checkpoint, model, **hub)
-        encoded = tasks.encode(split, columns, processor, model.config.label2id, data_args.max_length, column)
+        encoded = tasks.encode(split, columns, processor, ids_by_name(model.config), data_args.max_length, column)
         batches = tasks.dataloader(encoded, processor, columns.is_image, args.batch_size)
         groups = None if column is None else group_names(encoded, column)
     figures = write_report(

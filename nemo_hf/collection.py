@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
-
 from .errors import CheckpointError
+from .files import find_file
 
 
 INDEX_FILE = "nemo_modules.json"
@@ -80,7 +79,7 @@ def list_modules(source: str | os.PathLike, **hub_kwargs: Any) -> dict[str, Modu
     {'cat': 'cat', 'golden retriever': 'golden-retriever-5f0ea1e6'}
     ```
     """
-    path = cached_file(str(source), INDEX_FILE, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    path = find_file(source, INDEX_FILE, **hub_kwargs)
     if path is None:
         raise CheckpointError(
             f"There is no {INDEX_FILE} in {source}: it is no collection of modules. `push_modules` writes one."

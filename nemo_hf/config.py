@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -77,7 +78,7 @@ class ModularConfig:
                     "'ffn', 'attention', a list of layer names or suffixes, or a regular expression."
                 ) from error
         elif not isinstance(self.target_modules, str):
-            self.target_modules = list(self.target_modules)
+            self.target_modules = list(self.target_modules) if isinstance(self.target_modules, Iterable) else []
             if not self.target_modules or not all(isinstance(name, str) for name in self.target_modules):
                 raise NemoValueError(
                     f"target_modules must be a string or a non-empty list of strings, got {self.target_modules!r}."
@@ -93,6 +94,8 @@ class ModularConfig:
             if getattr(self, name) not in choices:
                 raise NemoValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         threshold = self.activation_threshold
+        if threshold is not None and self.gate != "activation":
+            raise NemoValueError(f"activation_threshold={threshold!r} has no effect on gate={self.gate!r}.")
         if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold < math.inf):
             raise NemoValueError(f"activation_threshold must be a number from 0 up, or None, got {threshold!r}.")
 

@@ -17,6 +17,7 @@ from . import metrics, slim
 from .config import MODULE_KIND
 from .cutting import StockSizes, cut
 from .errors import NemoValueError
+from .labels import ids_by_name
 from .maskable import maskable_layers
 from .masking import masked_layers
 from .module_masks import Label, ModuleMasks
@@ -73,8 +74,11 @@ def extract_module(
     """
     if layout not in ("ragged", "stock", "auto"):
         raise NemoValueError(f"layout must be 'ragged', 'stock' or 'auto', got {layout!r}.")
-    if gates not in (None, "mean", "binary"):
-        raise NemoValueError(f"gates must be 'mean' or 'binary', got {gates!r}.")
+    if not isinstance(masks, ModuleMasks):
+        raise NemoValueError(
+            f"extract_module needs ModuleMasks, got {type(masks).__name__}. Statistics give them: "
+            "`statistics.module_masks()`; selections of your own go into `ModuleMasks({label: selection})`."
+        )
     architecture = resolve_architecture(model)
     label_ids, keys = _chosen(model.config, masks, labels, groups)
     gates = gates or ("mean" if masks.has_gates else "binary")
@@ -236,6 +240,8 @@ def constant_gates(
             raise NemoValueError(
                 f"The masks are for another model: {name!r} has {neurons} neurons, the mask {mask.numel()}."
             )
+    if gates not in ("mean", "binary"):
+        raise NemoValueError(f"gates must be 'mean' or 'binary', got {gates!r}.")
     held = {name: torch.ones(slim.layer_sizes(layer)[1]) for name, layer in masked_layers(model).items()}
     means = masks.mean_gates(labels) if gates == "mean" else {}
     for name, mask in union.items():
@@ -250,10 +256,11 @@ def resolve_labels(config: PreTrainedConfig, labels: Sequence[Label]) -> list[in
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: for no labels, an unknown label, or one that is given twice.
     """
-    if isinstance(labels, str | int) or not list(labels):
+    labels = labels if isinstance(labels, str | int) else list(labels)
+    if isinstance(labels, str | int) or not labels:
         raise NemoValueError(f"labels must be a non-empty list of label names or ids, got {labels!r}.")
     names = list(config.id2label.values())
-    label2id = config.label2id or {name: i for i, name in config.id2label.items()}  # None if only id2label was given
+    label2id = ids_by_name(config)
     ids = []
     for label in labels:
         if isinstance(label, Integral) and not isinstance(label, bool) and int(label) in config.id2label:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import cached_file
@@ -84,6 +85,35 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, torch.Tensor], des
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata=header)
 
 
+def find_file(source: str | os.PathLike, name: str, subfolder: str = "", **hub_kwargs: Any) -> str | None:
+    """
+    A file of a checkpoint, downloaded if it must be.
+
+    Args:
+        source (`str` or `os.PathLike`): a folder, or a repository on the Hub.
+        name (`str`): the file in it.
+        subfolder (`str`, *optional*): of the checkpoint in it.
+        hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, as everywhere in transformers.
+
+    Returns:
+        `str`, *optional*: its path; `None` if there is none.
+
+    Raises:
+        [`~nemo_hf.errors.CheckpointError`]: if there is no such repository, or it cannot be reached.
+    """
+    if os.path.isdir(source):
+        path = os.path.join(source, subfolder, name)
+        return path if os.path.isfile(path) else None
+    try:
+        return cached_file(str(source), name, subfolder=subfolder, **hub_kwargs)
+    except (OSError, HTTPError) as error:
+        cause = error.__cause__
+        missing = isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError)
+        if missing or (cause is None and isinstance(error, OSError)):  # no cause: known from before to be missing
+            return None
+        raise CheckpointError(f"{name} of {source} cannot be read: {error}") from error
+
+
 def read_tensors(
     source: str | os.PathLike, file_name: str, **hub_kwargs: Any
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -101,7 +131,7 @@ def read_tensors(
     Raises:
         [`~nemo_hf.errors.CheckpointError`]: if the file is missing, damaged, or of a newer format.
     """
-    path = cached_file(str(source), file_name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    path = find_file(source, file_name, **hub_kwargs)
     if path is None:
         raise CheckpointError(
             f"There is no {file_name} in {source}. It is written by `save_pretrained(folder)` of what "

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from .auto import load_config, model_class
 from .collection import INDEX_FILE, ModuleEntry, choose_folders, entry_dict, read_entries, read_index, write_index
-from .config import MODULE_KIND, checkpoint_kind
+from .config import MODULAR_KIND, MODULE_KIND, checkpoint_kind
 from .errors import CheckpointError, NemoValueError
 from .files import clear_write_errors
 from .metrics import count_parameters
@@ -67,7 +67,7 @@ def save_module(
         kwargs: passed to `module.save_pretrained`.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: if the model is not a module.
+        [`~nemo_hf.errors.NemoValueError`]: if the model is not a module, or the folder holds a modular model.
         [`~nemo_hf.errors.CheckpointError`]: if the metadata of the card that is there cannot be read, or the folder
             cannot be written.
 
@@ -82,7 +82,7 @@ def save_module(
         raise NemoValueError("save_module writes to a folder only. Push with `push_modules(repo_id, module)`.")
     where = os.path.join(save_directory, "README.md")
     with clear_write_errors(save_directory):
-        _save(module, Path(save_directory), processing_class, plain_metrics(metrics or {}), card, where, **kwargs)
+        _save(module, Path(save_directory), processing_class, _checked_metrics(metrics), card, where, **kwargs)
 
 
 def push_modules(
@@ -182,7 +182,7 @@ def _own_name(module: Module) -> str:
     if isinstance(module, str | os.PathLike):
         return Path(module).resolve().name
     _check_module(module)
-    return ", ".join(map(str, module.config.nemo.get("groups", module.config.nemo["labels"])))
+    return ", ".join(map(str, module.config.nemo.get("groups", module.config.id2label.values())))
 
 
 @dataclass
@@ -196,15 +196,10 @@ class _Item:
     dataset: str | None
     card: bytes | None = None
 
-    def __post_init__(self) -> None:
-        accuracy = accuracy_of(self.metrics)
-        if accuracy is not None and not (isinstance(accuracy, int | float) and 0 <= accuracy <= 1):
-            raise NemoValueError(f"The accuracy of a module must be a share from 0 to 1, got {accuracy!r}.")
-
 
 def _item(name: str, module: Module, **given: Any) -> _Item:
     """The module, or what [`save_module`] wrote to a folder; arguments of the push come first."""
-    given["metrics"] = plain_metrics(given["metrics"] or {})
+    given["metrics"] = _checked_metrics(given["metrics"])
     if not isinstance(module, str | os.PathLike):
         _check_module(module, name)
         return _Item(module, **given)
@@ -225,10 +220,19 @@ def _item(name: str, module: Module, **given: Any) -> _Item:
         stored = config.nemo.get("metrics", {})
         if not isinstance(stored, dict):
             raise CheckpointError(f"The config of {folder} is damaged: its metrics are {stored!r:.80}, no table.")
-        given["metrics"] = given["metrics"] or stored
+        given["metrics"] = given["metrics"] or _checked_metrics(stored)
     given["base_model"] = given["base_model"] or next(iter(as_list(data.base_model)), None)
     given["dataset"] = given["dataset"] or next(iter(as_list(data.datasets)), None)
     return _Item(loaded, **given, card=text.encode())
+
+
+def _checked_metrics(metrics: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Results in the types of Python; their accuracy is a share."""
+    plain = plain_metrics(metrics or {})
+    accuracy = accuracy_of(plain)
+    if accuracy is not None and not (isinstance(accuracy, int | float) and 0 <= accuracy <= 1):
+        raise NemoValueError(f"The accuracy of a module must be a share from 0 to 1, got {accuracy!r}.")
+    return plain
 
 
 def _saved_processor(folder: Path, module: PreTrainedModel) -> Any:
@@ -281,6 +285,8 @@ def _save(
     README.
     """
     _check_module(module)
+    if (target / "config.json").is_file() and checkpoint_kind(load_config(target)) == MODULAR_KIND:
+        raise NemoValueError(f"{target} holds a modular model, which the module would replace. Choose another folder.")
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
         module.save_pretrained(temporary, **kwargs)
@@ -332,7 +338,7 @@ def _entry(item: _Item, folder: Path) -> dict[str, Any]:
     nemo = item.module.config.nemo
     entry = ModuleEntry(
         folder=folder.name,
-        labels=list(nemo["labels"]),
+        labels=list(item.module.config.id2label.values()),
         neuron_retention=nemo["neuron_retention"],
         parameter_retention=nemo["parameter_retention"],
         parameters=count_parameters(item.module),

@@ -13,12 +13,12 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import SafetensorsParsingError
 from safetensors import SafetensorError, safe_open
-from transformers.utils import cached_file
 
 from . import slim
 from .collection import INDEX_FILE, list_modules
 from .config import MODULAR_KIND, MODULE_KIND, ModularConfig, checkpoint_kind
 from .errors import CheckpointError
+from .files import find_file
 from .model_card import kept_neurons
 from .remote import clear_errors
 from .statistics import STATISTICS_FILE, NeuronStatistics
@@ -52,7 +52,7 @@ def describe_checkpoint(
         [`~nemo_hf.errors.CheckpointError`]: if there is no checkpoint, or it is damaged or of a newer format.
     """
     hub = {"revision": revision, "token": token, "subfolder": subfolder}
-    if not subfolder and _file(source, INDEX_FILE, hub):
+    if not subfolder and find_file(source, INDEX_FILE, **hub):
         return _describe_collection(source, revision, token)
     config = _read_json(source, "config.json", hub)
     if config is None:
@@ -99,7 +99,6 @@ def _describe_module(nemo: dict[str, Any]) -> dict[str, Any]:
     optional = {name: nemo[name] for name in ("groups", "grouped_by", "metrics") if name in nemo}
     return {
         "format": nemo["format"],
-        "labels": nemo["labels"],
         **optional,
         "parent": nemo["parent"]["name_or_path"] or None,
         "parent_class": nemo["parent"]["class"],
@@ -129,7 +128,7 @@ def _describe_modular(
         "masked_layers": len(layers),
         "neurons": sum(layers.values()),
     }
-    if _file(source, STATISTICS_FILE, hub):
+    if find_file(source, STATISTICS_FILE, **hub):
         statistics = NeuronStatistics.from_pretrained(source, **hub)
         masks = statistics.module_masks()
         name = "single_label_retention" if statistics.grouped_by is None else "single_group_retention"
@@ -192,16 +191,8 @@ def _header(source: str | os.PathLike, file: str, hub: dict[str, Any]) -> tuple[
     return tensors, found[0].size
 
 
-def _file(source: str | os.PathLike, name: str, hub: dict[str, Any]) -> str | None:
-    """A small file of the checkpoint, downloaded if it must be; `None` if there is none."""
-    if os.path.isdir(source):
-        path = os.path.join(source, hub["subfolder"], name)
-        return path if os.path.isfile(path) else None
-    return cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **hub)
-
-
 def _read_json(source: str | os.PathLike, name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
-    path = _file(source, name, hub)
+    path = find_file(source, name, **hub)
     if path is None:
         return None
     try:

@@ -6,6 +6,9 @@ Labels that gates can be organised by. Losses, metrics and counts know two forms
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from transformers import PreTrainedConfig
 
@@ -24,7 +27,7 @@ def check_labels(labels: torch.Tensor, config: PreTrainedConfig) -> None:
         config (`PreTrainedConfig`): of the model; `num_labels` and `problem_type` count.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: for regression targets, token labels and soft labels.
+        [`~nemo_hf.errors.NemoValueError`]: for regression targets, token labels, soft labels and samples without one.
     """
     given = f"labels of {labels.dtype} and shape {tuple(labels.shape)}"
     one_fraction = labels.is_floating_point() and labels.shape[1:] in ((), (1,))
@@ -38,6 +41,11 @@ def check_labels(labels: torch.Tensor, config: PreTrainedConfig) -> None:
             f"{config.num_labels} and problem_type={config.problem_type!r}. {OTHER_COLUMN}"
         )
     if labels.dim() == 1 and not labels.is_floating_point():
+        if labels.numel() and labels.min() < 0:
+            raise NemoValueError(
+                f"Every sample needs a label to organise gates by, but the batch has label {labels.min().item()}, "
+                f"which stands for none. Leave these samples out. {OTHER_COLUMN}"
+            )
         return
     if labels.shape[1:] != (config.num_labels,) or not ((labels == 0) | (labels == 1)).all():
         raise NemoValueError(
@@ -45,6 +53,30 @@ def check_labels(labels: torch.Tensor, config: PreTrainedConfig) -> None:
             f"of shape (batch_size, {config.num_labels}); got {given}, with values from {labels.min().item()} to "
             f"{labels.max().item()}. Token labels and soft labels give a sample no class. {OTHER_COLUMN}"
         )
+
+
+def ids_by_name(config: PreTrainedConfig) -> dict[str, int]:
+    """Label name → id. transformers leaves `config.label2id` empty where only `id2label` was given."""
+    return config.label2id or {name: i for i, name in config.id2label.items()}
+
+
+def labels_of(batch: Any, name: str = "labels") -> torch.Tensor:
+    """
+    The labels of a batch.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: if it is no dictionary of tensors, or has no such entry.
+    """
+    if not isinstance(batch, Mapping):
+        raise NemoValueError(f"Batches must be dictionaries of tensors with {name!r}, got {type(batch).__name__}.")
+    labels = batch.get(name)
+    if labels is None:
+        raise NemoValueError(f"A batch has no {name!r}, only {', '.join(batch)}. Neurons are chosen by label.")
+    if not isinstance(labels, torch.Tensor):
+        raise NemoValueError(
+            f"{name!r} of a batch must be a tensor, got {type(labels).__name__}. Pass a `DataLoader`, not a dataset."
+        )
+    return labels
 
 
 def as_membership(labels: torch.Tensor) -> torch.Tensor:

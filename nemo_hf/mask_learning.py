@@ -17,7 +17,7 @@ from transformers.utils import logging
 from .config import ModularConfig
 from .errors import NemoRuntimeError, NemoValueError
 from .gating import StraightThroughStep
-from .labels import check_labels
+from .labels import check_labels, labels_of
 from .maskable import MaskableLayer, maskable_layers
 from .masking import is_masked, list_maskable_layers
 from .module_masks import ModuleMasks
@@ -256,9 +256,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 def _labels(batch: Mapping[str, Any], model: PreTrainedModel) -> torch.Tensor:
     """The labels of a batch, of shape `(batch_size,)`, on the model's device."""
-    labels, num_labels = batch.get("labels"), model.config.num_labels
-    if labels is None:
-        raise NemoValueError(f"A batch has no 'labels', only {', '.join(batch)}. Masks are learnt per label.")
+    labels, num_labels = labels_of(batch), model.config.num_labels
     check_labels(labels, model.config)
     if labels.dim() > 1:
         raise NemoValueError(

@@ -62,7 +62,7 @@ def chosen_layers(model: PreTrainedModel, config: ModularConfig) -> list[Maskabl
     The layers that a config selects, in forward order.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: if it selects none.
+        [`~nemo_hf.errors.NemoValueError`]: if it selects none, or an entry of a list matches none.
     """
     named = maskable_layers(model)
     layers = [layer for layer in named if _unmaskable(layer, config) is None]
@@ -71,6 +71,13 @@ def chosen_layers(model: PreTrainedModel, config: ModularConfig) -> list[Maskabl
             f"No layer of this {type(model).__name__} can be masked: {_unmaskable(named[0], config)}."
         )
     matching = [layer for layer in layers if _matches(layer, config.target_modules)]
+    targets = config.target_modules if isinstance(config.target_modules, list) else []
+    unknown = [target for target in targets if not any(_matches(layer, [target]) for layer in named)]
+    if matching and unknown:
+        raise NemoValueError(
+            f"target_modules has {', '.join(map(repr, unknown[:4]))}, which is neither the name of a maskable layer "
+            "nor the end of one. `list_maskable_layers(model, reasons=True)` lists the names."
+        )
     if not matching:
         excluded = [layer for layer in named if _unmaskable(layer, config) and _matches(layer, config.target_modules)]
         last_block = [layer.name for layer in layers if layer.block == layers[-1].block]

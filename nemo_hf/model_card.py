@@ -85,8 +85,9 @@ def module_card(
     parent_class = nemo["parent"]["class"]
     kept = kept_neurons(nemo["neurons"])
     share = nemo["neuron_retention"]
+    labels = list(module.config.id2label.values())  # other ones than it was cut for, if it was tuned for another task
     rows = [
-        ("labels", ", ".join(map(str, nemo["labels"]))),
+        ("labels", ", ".join(map(str, labels))),
         *([(f"groups of `{nemo['grouped_by']}`", ", ".join(map(str, nemo["groups"])))] if "groups" in nemo else []),
         ("parent", f"{parent} ({parent_class})" if parent else parent_class),
         ("neurons kept", f"{kept:,} of {round(kept / share):,} ({share:.1%})" if share else "none"),
@@ -97,7 +98,7 @@ def module_card(
         *_metric_rows(metrics or {}),
     ]
     owner = "groups of samples" if "groups" in nemo else "labels"
-    text = f"""# Module for {shorten(nemo.get("groups", nemo["labels"]))}
+    text = f"""# Module for {shorten(nemo.get("groups", labels))}
 
 The part of a modular model that these {owner} need, cut out as a small dense network by
 [nemo_hf](https://arxiv.org/abs/2508.11348). It needs neither masks nor its parent.

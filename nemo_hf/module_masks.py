@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,8 @@ class NeuronMask(Mapping[str, torch.Tensor]):
         return self._combine(other, lambda mine, theirs: mine & ~theirs)
 
     def _combine(self, other: Mapping[str, torch.Tensor], operation: Any) -> NeuronMask:
-        if set(other) != set(self):
-            raise NemoValueError("Selections can only be combined if they are over the same layers.")
+        if {layer: mask.shape for layer, mask in other.items()} != {layer: mask.shape for layer, mask in self.items()}:
+            raise NemoValueError("Selections can only be combined if they are over the same layers of the same sizes.")
         return NeuronMask({layer: operation(mask, other[layer]) for layer, mask in self.items()})
 
     @property
@@ -110,6 +111,10 @@ class ModuleMasks:
     ):
         if not masks:
             raise NemoValueError("ModuleMasks needs the mask of at least one label.")
+        masks, gates = _plain_labels(masks), None if gates is None else _plain_labels(gates)
+        for label, layers in masks.items():
+            if not all(isinstance(mask, torch.Tensor) for mask in layers.values()):
+                raise NemoValueError(f"The mask of label {label!r} must hold a boolean tensor for each layer.")
         self._masks = {label: NeuronMask(layers) for label, layers in masks.items()}
         self._gates = None if gates is None else {label: dict(layers) for label, layers in gates.items()}
         self.threshold = threshold
@@ -236,6 +241,8 @@ class ModuleMasks:
             raise CheckpointError(f"{MASKS_FILE} in {source} is damaged ({error!r}).") from error
 
     def _chosen(self, labels: Iterable[Label] | None) -> list[Label]:
+        if isinstance(labels, str | int):
+            raise NemoValueError(f"Labels go into a list, got {labels!r}.")
         chosen = self.labels if labels is None else list(labels)
         if not chosen:
             raise NemoValueError("Name at least one label.")
@@ -244,6 +251,11 @@ class ModuleMasks:
     def __repr__(self) -> str:
         kind = "labels" if self.grouped_by is None else f"groups of {self.grouped_by!r}"
         return f"ModuleMasks({len(self)} {kind}, {len(self.layers)} layers, mean retention {self.retention():.3f})"
+
+
+def _plain_labels(given: Mapping[Label, Any]) -> dict[Label, Any]:
+    """Integers of numpy as those of Python, which JSON can hold."""
+    return {int(label) if isinstance(label, Integral) else label: value for label, value in given.items()}
 
 
 def _gate_shape(gates: dict[Label, dict[str, torch.Tensor]], label: Label, layer: str) -> torch.Size | None:

@@ -7,7 +7,9 @@ terms.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -240,6 +242,50 @@ def distillation_loss(
         for logits in (class_logits, distillation_logits)
     )
     return 0.5 * nn.functional.cross_entropy(class_logits.float(), labels) + 0.25 * divergence
+
+
+def distilled_outputs(
+    model: nn.Module, inputs: Mapping[str, torch.Tensor], teacher: nn.Module | None
+) -> tuple[torch.Tensor, Any]:
+    """
+    Outputs and loss of `DeiT…WithTeacher`, which takes no labels: in training [`distillation_loss`]; in evaluation,
+    which needs no teacher, the cross-entropy of the average of both heads.
+
+    Args:
+        model (`nn.Module`): the student.
+        inputs (`Mapping[str, torch.Tensor]`): a batch with `labels`, ids of shape `(batch_size,)`.
+        teacher (`nn.Module`, *optional*): a classifier of the same `pixel_values`.
+
+    Returns:
+        The loss and the outputs of the student.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: for other labels, or in training without a teacher.
+    """
+    labels = inputs["labels"]
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise NemoValueError(
+            f"Distillation needs one integer label per sample, of shape (batch_size,); got {labels.dtype} of "
+            f"shape {tuple(labels.shape)}."
+        )
+    outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+    if not model.training:
+        return nn.functional.cross_entropy(outputs.logits.float(), labels), outputs
+    if teacher is None:
+        raise NemoValueError("The model learns from a teacher: pass ModularTrainer(..., teacher_model=classifier).")
+    with torch.no_grad():
+        teacher_logits = teacher(pixel_values=inputs["pixel_values"]).logits
+    return distillation_loss(outputs.cls_logits, outputs.distillation_logits, teacher_logits, labels), outputs
+
+
+def of_micro_batch(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A `compute_loss_func` whose `num_items_in_batch` is the size of the micro-batch, as for the modular terms."""
+
+    @functools.wraps(function)
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        return function(outputs, labels, num_items_in_batch=None if labels is None else len(labels))
+
+    return loss
 
 
 def make_objective(name: str, alpha: float, beta: float, temperature: float) -> nn.Module:

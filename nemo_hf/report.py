@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
 
 from .auto import AutoModularModel
 from .errors import CheckpointError, NemoValueError
-from .files import atomic_path, finite
+from .files import atomic_path, find_file, finite
 from .module_masks import Label
 from .report_data import describe, measure, page_data, training_panels
 from .report_plots import check_matplotlib, write_plots
@@ -101,7 +100,7 @@ def read_log_history(checkpoint: str | os.PathLike, **hub_kwargs: Any) -> list[d
     Raises:
         [`~nemo_hf.errors.CheckpointError`]: if the file is damaged.
     """
-    path = cached_file(str(checkpoint), TRAINER_STATE, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    path = find_file(checkpoint, TRAINER_STATE, **hub_kwargs)
     if path is None:
         states = sorted(Path(checkpoint).glob(f"checkpoint-*/{TRAINER_STATE}"), key=os.path.getmtime)
         if not states:

@@ -12,16 +12,19 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from . import metrics
 from .errors import CheckpointError, NemoValueError
 from .files import read_tensors, write_tensors
-from .labels import as_membership, check_labels, membership
+from .labels import as_membership, check_labels, labels_of, membership
 from .masking import masked_layers, modular_config, record_masks
 from .module_masks import Label, ModuleMasks
 from .reservoir import Reservoir
 from .slim import layer_sizes
 
+
+logger = logging.get_logger(__name__)
 
 STATISTICS_FILE = "neuron_statistics.safetensors"
 UPDATE_ENTRIES = 32  # pairs of a sample and a label that are copied at a time
@@ -122,7 +125,8 @@ class NeuronStatistics:
             raise NemoValueError(
                 f"Statistics need one integer label from 0 to {count - 1} per sample (`model.config.num_labels`), or "
                 f"booleans of shape (batch_size, {count}); got {labels.dtype} of shape {tuple(labels.shape)} with "
-                f"values up to {labels.max().item() if labels.numel() else '-'}."
+                f"values from {labels.min().item() if labels.numel() else '-'} to "
+                f"{labels.max().item() if labels.numel() else '-'}. Leave samples without a label out."
             )
 
     def frequency(self) -> torch.Tensor:
@@ -261,6 +265,15 @@ def _mean_over_blocks(numbers: dict[str, torch.Tensor], widths: dict[str, int]) 
     return {layer: means[kinds[layer]] for layer in numbers}
 
 
+def warn_of_left_statistics(folder: str | os.PathLike) -> None:
+    """After weights were written: what lies beside them was counted with others."""
+    if os.path.isfile(os.path.join(folder, STATISTICS_FILE)):
+        logger.warning(
+            f"The {STATISTICS_FILE} in {folder} was collected before the weights beside it were saved. Collect them "
+            "anew: `trainer.collect_statistics().save_pretrained(folder)`."
+        )
+
+
 def collect_statistics(
     model: nn.Module,
     dataloader: Iterable[Mapping[str, torch.Tensor]],
@@ -314,11 +327,7 @@ def collect_statistics(
     model.eval()
     try:
         for batch in tqdm(dataloader, desc="Neuron statistics", disable=disable_tqdm):
-            labels = batch.get(labels_name)
-            if labels is None:
-                raise NemoValueError(
-                    f"A batch has no {labels_name!r}, only {', '.join(batch)}. Statistics are per label."
-                )
+            labels = labels_of(batch, labels_name)
             inputs = {name: value for name, value in batch.items() if name not in (labels_name, "labels")}
             with torch.no_grad(), record_masks(model) as gates:
                 model(

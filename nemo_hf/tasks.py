@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     ViTImageProcessorPil,
 )
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from .auto import AutoModularModel
 from .config import ModularConfig
@@ -30,6 +31,8 @@ from .masking import is_modular_checkpoint
 
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label")
+TEXT_COLUMNS = ("text", "sentence")
+TRAIN_LENGTH = 128  # tokens, where nothing else is said
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -50,7 +53,13 @@ class DataArguments:
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Evaluate on the first so many samples only."}
     )
-    max_length: int = field(default=128, metadata={"help": "Longest text in tokens; the rest is cut off."})
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest text in tokens; the rest is cut off. Defaults to 128 for training, and then to what the "
+            "model was trained with."
+        },
+    )
 
 
 @dataclass
@@ -150,7 +159,7 @@ def load_splits(data: DataArguments, seed: int, group_column: str | None) -> tup
         return train, evaluation
     if group_column not in train.features:
         raise NemoValueError(f"The dataset has no column {group_column!r}; it has {', '.join(train.features)}.")
-    if train.features[group_column] != Value("string"):
+    if not _is_text(train.features[group_column]):
         return train, evaluation
     names = {value for value in (*train[group_column], *evaluation[group_column]) if value is not None}
     feature = ClassLabel(names=sorted(names))
@@ -169,7 +178,7 @@ def load_eval_split(data: DataArguments, group_column: str | None = None) -> Dat
         split = split.select(range(min(len(split), data.max_eval_samples)))
     if group_column is not None and group_column not in split.features:
         raise NemoValueError(f"The dataset has no column {group_column!r}; it has {', '.join(split.features)}.")
-    if group_column is not None and split.features[group_column] == Value("string"):
+    if group_column is not None and _is_text(split.features[group_column]):
         return split.class_encode_column(group_column)
     return split
 
@@ -179,7 +188,7 @@ def find_columns(dataset: Dataset, data: DataArguments) -> Columns:
     Find the columns with the inputs and the labels by their types, unless the arguments name them.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: if there are none.
+        [`~nemo_hf.errors.NemoValueError`]: if there are none, or several with texts, or a sample has several labels.
     """
     features = dataset.features
     for name in (data.input_column, data.label_column):
@@ -191,26 +200,53 @@ def find_columns(dataset: Dataset, data: DataArguments) -> Columns:
     if label is None:
         raise NemoValueError(f"The dataset has no labels: none of its columns {', '.join(features)} is one. Name one.")
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
-    texts = [name for name, feature in features.items() if feature == Value("string") and name != label]
+    texts = [name for name, feature in features.items() if _is_text(feature) and name != label]
+    texts = [name for name in TEXT_COLUMNS if name in texts] or texts
     inputs = data.input_column or next(iter(images + texts), None)
     if inputs is None:
         raise NemoValueError(f"The dataset has neither images nor texts, only {', '.join(features)}.")
+    if data.input_column is None and not images and len(texts) > 1:
+        raise NemoValueError(
+            f"The dataset has several columns with texts: {', '.join(texts)}. Name the one to use with input_column; "
+            "join them into one first if the model shall read more."
+        )
     feature = features[label]
-    names = feature.names if isinstance(feature, ClassLabel) else [str(value) for value in sorted(set(dataset[label]))]
+    if not isinstance(feature, ClassLabel | Value):
+        raise NemoValueError(
+            f"The column {label!r} does not hold one label for each sample, but {feature}. Samples of several labels "
+            "are for `ModularTrainer` in a script."
+        )
+    names = feature.names if isinstance(feature, ClassLabel) else _names(set(dataset[label]))
     return Columns(inputs, label, names, isinstance(features[inputs], Image))
 
 
-def load_processor(model: ModelArguments, columns: Columns, train: Dataset, max_length: int) -> Any:
-    """The image processor or tokenizer: of the pretrained model, or a new one."""
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "string_view")
+
+
+def _names(values: set[Any]) -> list[str]:
+    """Names for the labels that a column without names holds; `None` is no label."""
+    return [str(value) for value in sorted(values - {None})]
+
+
+def load_processor(model: ModelArguments, columns: Columns, train: Dataset, max_length: int | None) -> Any:
+    """
+    The image processor or tokenizer: of the pretrained model, or a new one. A tokenizer gets the length to train with
+    as its `model_max_length`, so that it is saved with the model.
+    """
     if model.model_name_or_path is not None:
         auto_class = AutoImageProcessor if columns.is_image else AutoTokenizer
-        return auto_class.from_pretrained(model.model_name_or_path, revision=model.revision, token=model.token)
+        hub = {"revision": model.revision, "token": model.token}
+        processor = auto_class.from_pretrained(model.model_name_or_path, **hub)
+        if not columns.is_image:
+            processor.model_max_length = max_length or min(processor.model_max_length, TRAIN_LENGTH)
+        return processor
     if columns.is_image:
         size = getattr(_new_config(model, columns), "image_size", None)  # convolutional networks take any
         width, height = train[0][columns.inputs].size if size is None else (size, size)
         return ViTImageProcessorPil(size={"height": height, "width": width})
     if model.train_tokenizer:
-        return train_wordpiece(train[columns.inputs], model.vocab_size, max_length)
+        return train_wordpiece(train[columns.inputs], model.vocab_size, max_length or TRAIN_LENGTH)
     raise NemoValueError(
         "A new text model needs a tokenizer: pass --train_tokenizer, or start from a pretrained model."
     )
@@ -273,16 +309,21 @@ def _overrides(model: ModelArguments) -> dict[str, Any]:
         config.update_from_string(text)
     except (ValueError, TypeError) as error:
         raise NemoValueError(
-            f"config_overrides must be name=value,… or a JSON object, got {text!r}: {error}."
+            "config_overrides must be hidden_size=96,… or a JSON object, which can hold lists, such as "
+            f"""{{"hidden_sizes": [16, 32]}}; got {text!r}: {error}."""
         ) from error
     return {name: getattr(config, name) for name in (part.partition("=")[0] for part in text.split(","))}
 
 
 def load_checkpoint(checkpoint: str, is_image: bool, **hub_kwargs: Any) -> PreTrainedModel:
     """A trained classifier: a module, a modular model with its masks, or a plain model."""
-    if is_modular_checkpoint(AutoConfig.from_pretrained(checkpoint, **hub_kwargs)):
-        return AutoModularModel.from_pretrained(checkpoint, **hub_kwargs)
+    config = AutoConfig.from_pretrained(checkpoint, **hub_kwargs)
     auto_class = AutoModelForImageClassification if is_image else AutoModelForSequenceClassification
+    if type(config) not in auto_class._model_mapping:
+        kind = "image" if is_image else "text"
+        raise NemoValueError(f"{checkpoint} ({config.model_type}) is no {kind} classifier, as the dataset needs.")
+    if is_modular_checkpoint(config):
+        return AutoModularModel.from_pretrained(checkpoint, **hub_kwargs)
     return auto_class.from_pretrained(checkpoint, **hub_kwargs)
 
 
@@ -297,31 +338,38 @@ def encode(
     columns: Columns,
     processor: Any,
     label2id: dict[str, int],
-    max_length: int,
+    max_length: int | None = None,
     group_column: str | None = None,
 ) -> Dataset:
     """
-    The dataset as model inputs with the label ids of a model, and the groups if there is a column for them; samples of
-    labels that the model does not have are left out.
+    The dataset as model inputs with the label ids of a model, and the groups if there is a column for them; samples
+    without a label, or with one that the model does not have, are left out. Texts are cut at `max_length` tokens, by
+    default at the `model_max_length` of the tokenizer.
 
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: if no sample is left.
     """
-    feature = dataset.features[columns.label]
-    values = np.array(dataset[columns.label])
-    names = np.array(columns.names)[values] if isinstance(feature, ClassLabel) else values.astype(str)
-    ids = np.array([label2id.get(name, -1) for name in names.tolist()], dtype=np.int64)
+    names = label_names(dataset, columns)
+    ids = np.array([-1 if name is None else label2id.get(name, -1) for name in names], dtype=np.int64)
     if not (ids >= 0).any():
+        found = _names(set(names))[:10]
+        if not found:
+            raise NemoValueError(
+                "No sample has a label, as in test splits whose labels are kept secret. Choose another split, such as "
+                "--eval_split validation."
+            )
         raise NemoValueError(
-            f"None of the dataset's labels ({', '.join(columns.names[:10])}) is a label of the model "
+            f"None of the dataset's labels ({', '.join(found)}) is a label of the model "
             f"({', '.join(list(label2id)[:10])})."
         )
     kept = np.flatnonzero(ids >= 0)
     groups = [] if group_column is None else [group_column]
     dataset = dataset.select(kept).select_columns([columns.inputs, *groups]).add_column("labels", ids[kept])
     if not columns.is_image:
+        longest = max_length or processor.model_max_length
+        longest = TRAIN_LENGTH if longest > VERY_LARGE_INTEGER // 2 else longest  # the tokenizer knows of no limit
         return dataset.map(
-            lambda batch: processor(batch[columns.inputs], truncation=True, max_length=max_length),
+            lambda batch: processor(batch[columns.inputs], truncation=True, max_length=longest),
             batched=True,
             remove_columns=columns.inputs,
         )
@@ -334,6 +382,14 @@ def encode(
         }
 
     return dataset.with_transform(transform)
+
+
+def label_names(dataset: Dataset, columns: Columns) -> list[str | None]:
+    """The name of the label of every sample; `None` where it has none: no value, or -1 in a `ClassLabel`."""
+    feature, values = dataset.features[columns.label], list(dataset[columns.label])
+    if isinstance(feature, ClassLabel):
+        return [feature.names[value] if value is not None and value >= 0 else None for value in values]
+    return [None if value is None else str(value) for value in values]
 
 
 def dataloader(dataset: Dataset, processor: Any, is_image: bool, batch_size: int) -> DataLoader:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,10 +24,10 @@ from .labels import as_membership, check_labels
 from .layers import MaskedConv2d
 from .masking import ensure_masks, is_masked, masked_layers, mix_gates, modular_config, record_masks
 from .model_card import check_card, shown_source, write_modular_card
-from .objectives import CompactnessLoss, distillation_loss, make_objective
+from .objectives import CompactnessLoss, distilled_outputs, make_objective, of_micro_batch
 from .sampler import balanced_sampler, check_sampling
 from .schedules import ModularSchedule
-from .statistics import NeuronStatistics, collect_statistics
+from .statistics import NeuronStatistics, collect_statistics, warn_of_left_statistics
 from .term_averages import TermAverages
 from .training_args import ModularTrainingArguments
 
@@ -88,11 +89,12 @@ class ModularTrainer(Trainer):
         if (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise NemoValueError(
                 "Reentrant checkpointing runs the forward pass without gradients, so that masks would silently not be "
-                "trained. Set "
-                'activation_checkpointing_kwargs={"use_reentrant": False}.'
+                'trained. Set activation_checkpointing_kwargs={"use_reentrant": False}.'
             )
         if modular_config is None and args.objective == "moda" and (model is None or not is_masked(model)):
             modular_config = ModularConfig(gate="activation")
+        if not isinstance(modular_config, ModularConfig | None):
+            raise NemoValueError(f"modular_config must be a ModularConfig, got {type(modular_config).__name__}.")
         self.modular_config = modular_config
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
         check_sampling(self.train_dataset, args)
@@ -103,6 +105,8 @@ class ModularTrainer(Trainer):
                     check_group_column(dataset, args.group_column)
         # A per-batch mean: the Trainer divides by the number of accumulation steps.
         self.loss_is_scaled_for_ga = False
+        if self.compute_loss_func is not None:
+            self.compute_loss_func = of_micro_batch(self.compute_loss_func)
         if self.model_init is None:  # after the Trainer has set the seed, so that the generators are reproducible
             ensure_masks(self.model, self.modular_config)
         self._set_up_objective()
@@ -195,7 +199,7 @@ class ModularTrainer(Trainer):
         with record_masks(masked) as masks, mix_gates(masked, mixing_ratio, most):
             # Without the number of items the task loss is a mean over this batch, like the other terms.
             if self._has_distillation_head and self.compute_loss_func is None and self.label_smoother is None:
-                task_loss, outputs = self._distillation_loss(model, inputs)
+                task_loss, outputs = distilled_outputs(model, inputs, self.teacher_model)
             else:
                 task_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         self._check_gradient(model, masks)
@@ -239,29 +243,6 @@ class ModularTrainer(Trainer):
     def _unwrapped(self, model: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
-    def _distillation_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
-        """
-        The loss of [`~nemo_hf.objectives.distillation_loss`]. Without a teacher, which evaluation does not need, the
-        cross-entropy of the average of both heads.
-        """
-        labels = inputs["labels"]
-        if labels.dim() != 1 or labels.is_floating_point():
-            raise NemoValueError(
-                f"Distillation needs one integer label per sample, of shape (batch_size,); got {labels.dtype} of "
-                f"shape {tuple(labels.shape)}."
-            )
-        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        if not model.training:
-            return nn.functional.cross_entropy(outputs.logits.float(), labels), outputs
-        if self.teacher_model is None:
-            raise NemoValueError(
-                f"{type(self.model).__name__} learns from a teacher: pass ModularTrainer(..., "
-                f"teacher_model=classifier)."
-            )
-        with torch.no_grad():
-            teacher_logits = self.teacher_model(pixel_values=inputs["pixel_values"]).logits
-        return distillation_loss(outputs.cls_logits, outputs.distillation_logits, teacher_logits, labels), outputs
-
     def _check_gradient(self, model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
         if not model.training or any(gates.requires_grad for gates in masks.values()):
             return
@@ -277,6 +258,11 @@ class ModularTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means of the terms to a training log; those of an evaluation are among its metrics already."""
         if "loss" in logs:
+            if not self._averages["train"]:
+                logger.warning(
+                    "No modular term was computed since the last log: masks are not trained. A `compute_loss` of your "
+                    "own must call `super().compute_loss`; for another task loss pass `compute_loss_func`."
+                )
             logs = {**logs, **self._averages["train"].drain()}
         super().log(logs, *args, **kwargs)
 
@@ -345,9 +331,13 @@ class ModularTrainer(Trainer):
         if dataset is None:
             raise NemoValueError("collect_statistics needs a dataset: there is no training set to default to.")
         column = self.args.group_column
+        args, self.args = self.args, copy.copy(self.args)
+        self.args.dataloader_drop_last = False  # every sample counts
+        dataloader = self.get_test_dataloader(dataset)  # not a cached one of evaluation
+        self.args = args
         return collect_statistics(
             self._unwrapped(self.model),
-            distributed.fill_up_last_batches(self.get_test_dataloader(dataset)),  # not a cached one of evaluation
+            distributed.fill_up_last_batches(dataloader),
             labels_name="labels" if column is None else column,
             names=None if column is None else group_names(dataset, column),
             gather=self.accelerator.gather_for_metrics if self.accelerator.num_processes > 1 else None,
@@ -362,13 +352,18 @@ class ModularTrainer(Trainer):
         """That of transformers; `resume_from_checkpoint=True` takes the last checkpoint that was written whole."""
         return super().train(resumable_checkpoint(resume_from_checkpoint, self.args.output_dir), *args, **kwargs)
 
+    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """That of transformers. Warns of statistics in the folder, which were collected before."""
+        super().save_model(output_dir, *args, **kwargs)
+        warn_of_left_statistics(output_dir or self.args.output_dir)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with writing_checkpoint(self, trial):
             super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # Checkpoints of ViT and others carry other names than the live parameters. `Trainer` reads the file by the
-        # live names, not strictly, and so restores almost nothing (transformers 5.23): load as `from_pretrained` does.
+        # Checkpoints of ViT and others carry other names than the live parameters, which the `Trainer` reads the file
+        # by, not strictly: it restores almost nothing (transformers 5.23).
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
@@ -384,6 +379,9 @@ class ModularTrainer(Trainer):
     def _load_weights(self, checkpoint: str) -> None:
         model = self._unwrapped(self.model)
         saved = AutoModularModel.from_pretrained(checkpoint, dtype=model.dtype)
+        if modular_config(saved) != modular_config(model):
+            own = modular_config(model)
+            raise NemoValueError(f"{checkpoint} has other masks, {modular_config(saved)}, than the model, {own}.")
         model.load_state_dict(saved.state_dict(), strict=True)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -13,6 +13,8 @@ from .errors import NemoValueError
 from .objectives import OBJECTIVE_DEFAULTS
 
 
+# Metrics of an evaluation, beside the terms of the loss.
+SMALLER_IS_BETTER = ("neuron_retention", "coupling")
 SHARES = (("modular_warmup_ratio", "steps"), ("target_retention", "neurons"), ("gate_mixing_ratio", "samples"))
 
 
@@ -125,6 +127,9 @@ class ModularTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        metric = (self.metric_for_best_model or "").removeprefix("eval_")
+        if self.greater_is_better is None and (metric.startswith("loss_") or metric in SMALLER_IS_BETTER):
+            self.greater_is_better = False  # transformers goes by the end of the name
         super().__post_init__()
         if self.objective not in OBJECTIVE_DEFAULTS:
             raise NemoValueError(f"objective must be one of {', '.join(OBJECTIVE_DEFAULTS)}, got {self.objective!r}.")
@@ -133,6 +138,9 @@ class ModularTrainingArguments(TrainingArguments):
         for name, value in OBJECTIVE_DEFAULTS[self.objective].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        for name in ("alpha", "beta", "compactness", "mask_learning_rate", "temperature", *dict(SHARES)):
+            if not isinstance(getattr(self, name), int | float | None):
+                raise NemoValueError(f"{name} must be a number, got {getattr(self, name)!r}.")
         for name in ("alpha", "beta", "compactness", "mask_learning_rate"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):

@@ -11,6 +11,7 @@ from models import (
     DEIT_TEACHER,
     VIT,
     Samples,
+    assert_same_state,
     modular_parent,
     module_masks,
     over_two_models,
@@ -245,3 +246,36 @@ def test_a_checkpoint_holds_names_instead_of_a_regular_expression(tmp_path):
         AutoModularModel.from_pretrained(tmp_path)
     with pytest.raises(NemoError, match="must list the names of its masked layers, got"):
         describe_checkpoint(tmp_path)
+
+
+def test_a_module_never_replaces_its_parent(tmp_path):
+    parent = modular_parent(VIT)
+    parent.save_pretrained(tmp_path)
+    module = extract_module(parent, module_masks(parent), ["elk", "ant"])
+    with pytest.raises(NemoValueError, match="holds a modular model, which the module would replace"):
+        save_module(module, tmp_path)
+    assert_same_state(AutoModularModel.from_pretrained(tmp_path).state_dict(), parent.state_dict())
+    with pytest.raises(NemoValueError, match="accuracy of a module must be a share from 0 to 1, got 97"):
+        save_module(module, tmp_path / "module", metrics={"accuracy": 97})
+
+
+def test_a_module_for_other_labels_says_so(tmp_path):
+    saved_module(VIT, tmp_path / "module")
+    names = ["oak", "elm", "ash"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    tuned = VIT.auto_class.from_pretrained(tmp_path / "module", ignore_mismatched_sizes=True, **labels)
+    save_module(tuned, tmp_path / "tuned")
+    assert "# Module for oak, elm, ash" in (tmp_path / "tuned" / "README.md").read_text()
+    assert describe_checkpoint(tmp_path / "tuned")["labels"] == names
+
+
+def test_values_of_the_config_as_with_the_auto_classes(tmp_path):
+    BERT.masked().save_pretrained(tmp_path)
+    options = {"hidden_dropout_prob": 0.3, "dtype": torch.float64, "attn_implementation": "eager"}
+    model, info = AutoModularModel.from_pretrained(tmp_path, output_loading_info=True, **options)
+    assert model.config.hidden_dropout_prob == 0.3
+    assert model.dtype == torch.float64
+    assert model.config._attn_implementation == "eager"
+    assert not info["missing_keys"]
+    with pytest.raises(CheckpointError, match="nonesuch"):
+        AutoModularModel.from_pretrained(tmp_path, nonesuch=1)

@@ -6,7 +6,15 @@ import json
 import pytest
 from models import VIT, module_masks
 
-from nemo_hf import NemoValueError, extract_module, push_modules
+from nemo_hf import (
+    CheckpointError,
+    ModuleMasks,
+    NemoValueError,
+    NeuronStatistics,
+    extract_module,
+    list_modules,
+    push_modules,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +110,32 @@ def test_a_download_that_is_cut_goes_on_or_fails_cleanly(hub, client):
     hub.cuts.clear()
     code = 'result = same(Auto.from_pretrained("ann/pull", subfolder="cat", cache_dir="cut"), both)'
     assert client.run(code)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    ["list_modules", "describe_checkpoint", "AutoModularModel.from_pretrained"],
+)
+def test_without_a_connection_nothing_is_said_to_be_missing(hub, client, loader):
+    repository = f"ann/{loader.partition('.')[0].replace('_', '-')}"  # of its own, so that nothing is cached
+    client.run(f'push_modules("{repository}", {{"cat": cat}})')
+    for start in ("GET", "HEAD"):
+        hub.cut(f"{start} /{repository}/", 100)
+    code = f"""
+    from nemo_hf import AutoModularModel, list_modules
+    from nemo_hf.inspection import describe_checkpoint
+
+    {loader}("{repository}")
+    """
+    answer = client(code)
+    assert answer.error.startswith("CheckpointError: ")
+    assert "There is no" not in answer.error
+
+
+@pytest.mark.parametrize("loader", [list_modules, NeuronStatistics.from_pretrained, ModuleMasks.from_pretrained])
+def test_what_is_not_cached_is_not_said_to_be_missing(loader):
+    with pytest.raises(CheckpointError, match="of ann/far-away cannot be read: "):
+        loader("ann/far-away", local_files_only=True)
 
 
 def test_what_is_no_module_is_refused_before_anything_is_sent(vit_module):

@@ -140,6 +140,8 @@ def test_hold_gates_wants_every_layer_in_its_size():
         ({"skip_first_blocks": True}, "skip_first_blocks must be an integer"),
         ({"generator_hidden_size": 0}, "generator_hidden_size must be an integer from 1 up"),
         ({"generator_init": "closed"}, "generator_init must be one of open, paper, got 'closed'"),
+        ({"target_modules": None}, "a non-empty list of strings"),
+        ({"gate": "soft", "activation_threshold": 0.3}, "activation_threshold=0.3 has no effect on gate='soft'"),
         ({"gate": "stiff"}, "gate must be one of soft, hard, activation, got 'stiff'"),
     ],
     ids=str,
@@ -170,3 +172,10 @@ def test_register_architecture_checks_its_entry(monkeypatch):
         UnsupportedModelError, match="'vit' does not fit this model: field 'blocks' names 'vit.blocks'"
     ):
         apply_masks(VIT.model())
+
+
+def test_an_entry_that_names_no_layer_is_refused():
+    with pytest.raises(NemoValueError, match=r"target_modules has 'mlp.fc3', which is neither the name of a maskable"):
+        list_maskable_layers(VIT.model(), ModularConfig(target_modules=["mlp.fc1", "mlp.fc3"]))
+    first_block = ModularConfig(target_modules=["layers.0.mlp.fc1", "layers.1.mlp.fc1"])  # skipped, but a name
+    assert len(list_maskable_layers(VIT.model(), first_block)) == 1

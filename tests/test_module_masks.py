@@ -3,6 +3,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -69,6 +70,20 @@ def test_unknown_label_is_named_with_the_known_ones():
             call()
     with pytest.raises(NemoValueError, match="Name at least one label"):
         masks.union([])
+    with pytest.raises(NemoValueError, match="Labels go into a list, got 'cat'"):
+        masks.retention("cat")
+
+
+def test_selections_of_other_sizes_are_not_combined():
+    other = ModuleMasks({"cat": layers("1111", "1")})
+    with pytest.raises(NemoValueError, match="over the same layers of the same sizes"):
+        ModuleMasks({"cat": layers("11", "1")})["cat"] | other["cat"]
+
+
+def test_integers_of_numpy_are_labels(tmp_path):
+    masks = ModuleMasks({np.int64(1): layers("11", "1")})
+    masks.save_pretrained(tmp_path)
+    assert ModuleMasks.from_pretrained(tmp_path).labels == [1]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +91,7 @@ def test_unknown_label_is_named_with_the_known_ones():
     [
         ({}, None, "the mask of at least one label"),
         ({"cat": {}}, None, "other layers or sizes"),
+        ({"cat": {"up": [True, False]}}, None, "'cat' must hold a boolean tensor for each layer"),
         (
             {"cat": layers("11", "1"), "dog": {"up": tensors("11", "1")[0]}},
             None,

@@ -11,10 +11,9 @@ import nemo_hf
 
 
 FLOORS = [
-    {"errors", "config", "distributed", "labels", "groups", "slim", "gating"},
+    {"errors", "config", "distributed", "labels", "groups", "slim", "gating", "files"},
     {
         "metrics",
-        "files",
         "architectures",
         "layers",
         "objectives",

@@ -10,7 +10,16 @@ import pytest
 import torch
 from models import LABELS, VIT, Samples, over_models, over_two_models
 
-from nemo_hf import CheckpointError, NemoValueError, NeuronStatistics, collect_statistics, files, metrics, record_masks
+from nemo_hf import (
+    CheckpointError,
+    NemoValueError,
+    NeuronStatistics,
+    collect_statistics,
+    extract_module,
+    files,
+    metrics,
+    record_masks,
+)
 
 
 LAYERS = {"first": 5, "second": 12}
@@ -300,11 +309,17 @@ def test_collect_statistics_refuses_what_it_cannot_count(case):
     unlabelled = {name: value for name, value in batch.items() if name != "labels"}
     model = case.masked()
     model.train()
-    with pytest.raises(NemoValueError, match=rf"no 'labels', only {', '.join(unlabelled)}. Statistics are per label"):
+    with pytest.raises(NemoValueError, match=rf"no 'labels', only {', '.join(unlabelled)}. Neurons are chosen"):
         collect_statistics(model, [unlabelled], disable_tqdm=True)
     assert model.training
-    with pytest.raises(NemoValueError, match="one integer label from 0 to 4.*values up to 9"):
+    with pytest.raises(NemoValueError, match="one integer label from 0 to 4.*values from . to 9"):
         collect_statistics(model, [{**batch, "labels": torch.tensor([0, 1, 9])}], disable_tqdm=True)
+    with pytest.raises(NemoValueError, match="Batches must be dictionaries of tensors with 'labels', got tuple"):
+        collect_statistics(model, [tuple(batch.values())], disable_tqdm=True)
+    with pytest.raises(NemoValueError, match="must be a tensor, got int. Pass a `DataLoader`, not a dataset"):
+        collect_statistics(model, [{**batch, "labels": 1}], disable_tqdm=True)
+    with pytest.raises(NemoValueError, match="needs ModuleMasks, got NeuronStatistics.*module_masks"):
+        extract_module(model, collect_statistics(model, [batch], disable_tqdm=True), ["cat"])
     with pytest.raises(NemoValueError, match="has no masks. Train it with .ModularTrainer"):
         collect_statistics(case.model(), [batch], disable_tqdm=True)
 

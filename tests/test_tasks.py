@@ -1,8 +1,8 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
-"""New models on the command line: their configuration and their processor."""
+"""Data and new models on the command line: columns, labels, configurations, processors."""
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
 from nemo_hf import NemoValueError, tasks
@@ -54,5 +54,79 @@ def test_lists_come_as_json_and_convolutional_networks_take_the_images_as_they_a
     ],
 )
 def test_wrong_overrides_are_refused(overrides, text):
-    with pytest.raises(NemoValueError, match=f"config_overrides must be name=value.*{text}"):
+    with pytest.raises(NemoValueError, match=f"config_overrides must be hidden_size=96.*{text}"):
         new_model(images(), model_type="vit", config_overrides=overrides)
+
+
+def labelled(column, values, feature, **more):
+    features = Features({column: Value("string"), "label": feature, **dict.fromkeys(more, Value("string"))})
+    return Dataset.from_dict({column: TEXTS, "label": values, **more}, features=features)
+
+
+def columns_of(dataset, **arguments):
+    return tasks.find_columns(dataset, tasks.DataArguments(dataset_name="here", **arguments))
+
+
+def test_text_columns_of_csv_files_are_texts():
+    features = Features({"text": Value("large_string"), "domain": Value("large_string"), "label": Value("int64")})
+    dataset = Dataset.from_dict({"text": TEXTS, "domain": ["x", "y", "x"], "label": [0, 1, 1]}, features=features)
+    assert columns_of(dataset) == tasks.Columns("text", "label", ["0", "1"], is_image=False)
+
+
+def test_one_of_several_text_columns_must_be_named():
+    dataset = labelled("question", [0, 1, 0], ClassLabel(names=["no", "yes"]), answer=TEXTS)
+    with pytest.raises(NemoValueError, match="several columns with texts: question, answer. Name the one to use"):
+        columns_of(dataset)
+    assert columns_of(dataset, input_column="answer").inputs == "answer"
+    dataset = labelled("text", [0, 1, 0], ClassLabel(names=["no", "yes"]), id=["1", "2", "3"])
+    assert columns_of(dataset).inputs == "text"
+
+
+@pytest.mark.parametrize(
+    ("values", "feature"),
+    [
+        ([-1, 1, 0], ClassLabel(names=["a", "b"])),
+        ([None, 1, 0], ClassLabel(names=["a", "b"])),
+        ([None, "b", "a"], Value("string")),
+    ],
+    ids=["-1", "no id", "no name"],
+)
+def test_samples_without_a_label_are_left_out(values, feature):
+    dataset = labelled("text", values, feature)
+    columns = columns_of(dataset)
+    assert columns.names == ["a", "b"]
+    tokenizer = tasks.train_wordpiece(TEXTS, 60, 16)
+    assert tasks.encode(dataset, columns, tokenizer, {"a": 0, "b": 1})["labels"] == [1, 0]
+
+
+def test_a_split_without_labels_is_refused():
+    dataset = labelled("text", [-1, -1, -1], ClassLabel(names=["a", "b"]))
+    tokenizer = tasks.train_wordpiece(TEXTS, 60, 16)
+    with pytest.raises(NemoValueError, match="No sample has a label.*--eval_split validation"):
+        tasks.encode(dataset, columns_of(dataset), tokenizer, {"a": 0, "b": 1})
+    dataset = labelled("text", [-1, -1, -1], Value("int64"))
+    with pytest.raises(NemoValueError, match=r"labels \(-1\) is a label of the model \(0, 1\)"):
+        tasks.encode(dataset, columns_of(dataset), tokenizer, {"0": 0, "1": 1})
+
+
+def test_lists_of_labels_are_refused():
+    dataset = labelled("text", [[0], [0, 1], []], List(Value("int64")))
+    with pytest.raises(NemoValueError, match="does not hold one label for each sample"):
+        columns_of(dataset)
+
+
+def test_texts_are_as_long_as_in_training_unless_said_otherwise():
+    dataset = labelled("text", [0, 1, 0], ClassLabel(names=["a", "b"]))
+    tokenizer = tasks.train_wordpiece(TEXTS, 60, 4)
+    encoded = tasks.encode(dataset, columns_of(dataset), tokenizer, {"a": 0, "b": 1})
+    assert {len(ids) for ids in encoded["input_ids"]} == {4}
+    encoded = tasks.encode(dataset, columns_of(dataset), tokenizer, {"a": 0, "b": 1}, max_length=3)
+    assert {len(ids) for ids in encoded["input_ids"]} == {3}
+
+
+def test_the_length_of_training_is_kept_with_a_pretrained_tokenizer(tmp_path):
+    tasks.train_wordpiece(TEXTS, 60, 512).save_pretrained(tmp_path)
+    dataset = texts()
+    model = tasks.ModelArguments(model_name_or_path=str(tmp_path))
+    for given, expected in ((None, 128), (300, 300)):
+        assert tasks.load_processor(model, columns_of(dataset), dataset, given).model_max_length == expected

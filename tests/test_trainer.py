@@ -1,6 +1,8 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
 """ModularTrainer: the loss, its terms in the log, evaluation, prediction, the optimizer, bad input."""
 
+import logging
+
 import pytest
 import torch
 from models import BERT, LABELS, RESNET, VIT, Samples, arguments, over_two_models
@@ -387,6 +389,7 @@ def test_label_smoothing_and_compute_loss_func_live_on(case, tmp_path):
 
     def constant(outputs, labels, num_items_in_batch=None):
         assert torch.equal(labels, batch["labels"])
+        assert num_items_in_batch == len(labels)
         return outputs["logits"].sum() * 0 + 7.0
 
     custom = trainer_of(case, tmp_path, model, compute_loss_func=constant)
@@ -397,6 +400,62 @@ def test_label_smoothing_and_compute_loss_func_live_on(case, tmp_path):
     assert loss.item() == pytest.approx(sum(observed[name] for name in TERMS), abs=1e-5)
     smoothed.train()
     assert all(logs["loss_contrastive"] > 0 for logs in training_logs(smoothed))
+
+
+def test_a_compute_loss_that_leaves_out_the_modular_terms_is_noticed(tmp_path, caplog, monkeypatch):
+    class Plain(ModularTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    Plain(VIT.model(), arguments(tmp_path, max_steps=1), train_dataset=Samples(VIT)).train()
+    assert "masks are not trained" in caplog.text
+    caplog.clear()
+    trainer_of(VIT, tmp_path, max_steps=1).train()
+    assert "masks are not trained" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [("coupling", False), ("eval_neuron_retention", False), ("eval_loss_task", False), ("cohesion", True)],
+)
+def test_the_best_model_has_the_smallest_terms(metric, greater, tmp_path):
+    args = arguments(tmp_path, metric_for_best_model=metric)
+    assert args.greater_is_better is greater
+    assert arguments(tmp_path, metric_for_best_model=metric, greater_is_better=True).greater_is_better
+
+
+@pytest.mark.parametrize("name", ["alpha", "temperature", "target_retention"])
+def test_texts_are_no_weights(name, tmp_path):
+    with pytest.raises(NemoValueError, match=f"{name} must be a number, got '0.1'"):
+        arguments(tmp_path, **{name: "0.1"})
+
+
+def test_statistics_count_every_sample(tmp_path):
+    trainer = trainer_of(VIT, tmp_path, dataloader_drop_last=True, per_device_eval_batch_size=30)
+    statistics = trainer.collect_statistics()
+    assert statistics.num_samples.sum() == len(trainer.train_dataset)
+    assert len(trainer.train_dataset) % 30
+    assert trainer.args.dataloader_drop_last
+
+
+def test_statistics_of_other_weights_are_noticed(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    trainer = trainer_of(VIT, tmp_path)
+    trainer.save_model()
+    trainer.collect_statistics().save_pretrained(tmp_path)
+    assert "was collected before" not in caplog.text
+    trainer.save_model()
+    assert "neuron_statistics.safetensors" in caplog.text
+    assert "was collected before the weights beside it" in caplog.text
+
+
+def test_samples_without_a_label_are_refused(tmp_path):
+    data = [{**sample, "labels": torch.tensor(-100 if i == 3 else 1)} for i, sample in enumerate(Samples(VIT, 8))]
+    trainer = ModularTrainer(VIT.model(), arguments(tmp_path), train_dataset=data)
+    with pytest.raises(NemoValueError, match="the batch has label -100, which stands for none"):
+        trainer.train()
 
 
 def test_a_batch_without_labels_is_refused_in_training(tmp_path):
@@ -414,6 +473,8 @@ def test_other_arguments_and_other_configs_are_refused(tmp_path):
     model = VIT.masked()
     with pytest.raises(NemoValueError, match="masked already, with another config: ModularConfig.*remove_masks"):
         trainer_of(VIT, tmp_path, model, modular_config=ModularConfig(target_modules="ffn"))
+    with pytest.raises(NemoValueError, match="modular_config must be a ModularConfig, got dict"):
+        trainer_of(VIT, tmp_path, modular_config={"gate": "hard"})
     trainer = trainer_of(VIT, tmp_path, model, modular_config=ModularConfig(generator_init="paper"))
     assert trainer.model is model
     with pytest.raises(NemoValueError, match="teacher_model is for models with a distillation head.*BertFor"):

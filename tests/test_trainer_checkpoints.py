@@ -26,6 +26,7 @@ from nemo_hf import (
     AutoModularModel,
     ModularConfig,
     ModularTrainer,
+    NemoValueError,
     NeuronStatistics,
     constant_gates,
     extract_module,
@@ -198,3 +199,11 @@ def test_early_stopping_works_on_modular_metrics(tmp_path):
     }
     trainer = train(VIT, tmp_path, callbacks=[EarlyStoppingCallback(1)], learning_rate=0.0, **options)
     assert trainer.state.global_step == 2  # nothing changes, so the second evaluation is no better
+
+
+def test_a_checkpoint_with_other_masks_is_refused(tmp_path):
+    train(VIT, tmp_path, save_strategy="steps", save_steps=3)
+    config = ModularConfig(generator_init="paper", gate="hard")
+    trainer = ModularTrainer(VIT.model(), arguments(tmp_path), train_dataset=Samples(VIT), modular_config=config)
+    with pytest.raises(NemoValueError, match="checkpoint-3 has other masks, .*gate='soft'.* than the model, .*'hard'"):
+        trainer.train(resume_from_checkpoint=True)
