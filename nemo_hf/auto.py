@@ -54,6 +54,7 @@ class AutoModularModel:
         """
         source = str(pretrained_model_name_or_path)
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.pop("trust_remote_code", None)  # there is no code to trust
         config = kwargs.pop("config", None)
         if config is None:
             hub = {name: kwargs.pop(name) for name in HUB_NAMES if name in kwargs}

@@ -124,7 +124,10 @@ class ModularConfig:
             )
         targets = values.get("target_modules")
         if is_pattern(targets):
-            raise NemoValueError(f"`config.nemo` must list the names of its masked layers, got {targets!r:.80}.")
+            raise NemoValueError(
+                f"`config.nemo` must list the names of its masked layers, got {targets!r:.80}. They are those "
+                "in front of `.mask_generator.` in the weights."
+            )
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known - {"kind", "format"})
         if unknown:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import cached_file
@@ -85,13 +86,17 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, torch.Tensor], des
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata=header)
 
 
-def find_file(source: str | os.PathLike, name: str, subfolder: str = "", **hub_kwargs: Any) -> str | None:
+def find_file(
+    source: str | os.PathLike, name: str, optional: bool = False, subfolder: str = "", **hub_kwargs: Any
+) -> str | None:
     """
     A file of a checkpoint, downloaded if it must be.
 
     Args:
         source (`str` or `os.PathLike`): a folder, or a repository on the Hub.
         name (`str`): the file in it.
+        optional (`bool`, *optional*, defaults to `False`): a file that is not in the cache counts as missing where
+            the Hub cannot be asked but the checkpoint itself is in the cache.
         subfolder (`str`, *optional*): of the checkpoint in it.
         hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, as everywhere in transformers.
 
@@ -104,14 +109,23 @@ def find_file(source: str | os.PathLike, name: str, subfolder: str = "", **hub_k
     if os.path.isdir(source):
         path = os.path.join(source, subfolder, name)
         return path if os.path.isfile(path) else None
+    options = {"subfolder": subfolder, "_raise_exceptions_for_missing_entries": False, **hub_kwargs}
     try:
-        return cached_file(str(source), name, subfolder=subfolder, **hub_kwargs)
-    except (OSError, HTTPError) as error:
-        cause = error.__cause__
-        missing = isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError)
-        if missing or (cause is None and isinstance(error, OSError)):  # no cause: known from before to be missing
-            return None
+        path = cached_file(str(source), name, **options)
+    except (OSError, HTTPError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{name} of {source} cannot be read: {error}") from error
+    if path is not None:
+        return path
+
+    def cached(file: str) -> Any:
+        place = {key: hub_kwargs[key] for key in ("cache_dir", "revision") if key in hub_kwargs}
+        return try_to_load_from_cache(str(source), "/".join(filter(None, (subfolder, file))), **place)
+
+    # transformers returns `None` for a file that the repository does not have, which is then noted in the cache, and
+    # where it cannot ask.
+    if cached(name) is _CACHED_NO_EXIST or (optional and isinstance(cached("config.json"), str)):
+        return None
+    raise CheckpointError(f"{name} of {source} cannot be read: it is not in the cache, and the Hub cannot be reached.")
 
 
 def read_tensors(

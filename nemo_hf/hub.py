@@ -285,7 +285,7 @@ def _save(
     README.
     """
     _check_module(module)
-    if (target / "config.json").is_file() and checkpoint_kind(load_config(target)) == MODULAR_KIND:
+    if _holds_parent(target):
         raise NemoValueError(f"{target} holds a modular model, which the module would replace. Choose another folder.")
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
@@ -310,6 +310,15 @@ def _save(
         for old in (*target.glob("model*.safetensors*"), *target.glob("slim.py")):
             if old.name not in written:
                 old.unlink()
+
+
+def _holds_parent(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # none, or what is left of a write that failed
+        return False
+    nemo = config.get("nemo") if isinstance(config, dict) else None
+    return isinstance(nemo, dict) and nemo.get("kind") == MODULAR_KIND
 
 
 def _write_card(folder: Path, text: str, data: ModelCardData, where: str) -> None:

@@ -52,7 +52,7 @@ def describe_checkpoint(
         [`~nemo_hf.errors.CheckpointError`]: if there is no checkpoint, or it is damaged or of a newer format.
     """
     hub = {"revision": revision, "token": token, "subfolder": subfolder}
-    if not subfolder and find_file(source, INDEX_FILE, **hub):
+    if not subfolder and find_file(source, INDEX_FILE, optional=True, **hub):
         return _describe_collection(source, revision, token)
     config = _read_json(source, "config.json", hub)
     if config is None:
@@ -128,7 +128,7 @@ def _describe_modular(
         "masked_layers": len(layers),
         "neurons": sum(layers.values()),
     }
-    if find_file(source, STATISTICS_FILE, **hub):
+    if find_file(source, STATISTICS_FILE, optional=True, **hub):
         statistics = NeuronStatistics.from_pretrained(source, **hub)
         masks = statistics.module_masks()
         name = "single_label_retention" if statistics.grouped_by is None else "single_group_retention"
@@ -192,7 +192,7 @@ def _header(source: str | os.PathLike, file: str, hub: dict[str, Any]) -> tuple[
 
 
 def _read_json(source: str | os.PathLike, name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
-    path = find_file(source, name, **hub)
+    path = find_file(source, name, optional=name != "config.json", **hub)
     if path is None:
         return None
     try:

@@ -242,6 +242,16 @@ def modular_config(model: PreTrainedModel) -> ModularConfig:
     return ModularConfig.from_dict(model.config.nemo)
 
 
+def same_masks(model: PreTrainedModel, other: PreTrainedModel) -> bool:
+    """Whether the generators of one model fit the other, whatever they started from."""
+    facts = []
+    for masked in (model, other):
+        config = modular_config(masked)
+        sizes = (config.gate, config.activation_threshold, config.generator_hidden_size)
+        facts.append((set(masked_layers(masked)), *sizes))
+    return facts[0] == facts[1]
+
+
 def is_modular_checkpoint(config: object) -> bool:
     """Whether a transformers configuration belongs to a modular model (a parent with generators)."""
     return checkpoint_kind(config) == MODULAR_KIND

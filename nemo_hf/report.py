@@ -100,7 +100,7 @@ def read_log_history(checkpoint: str | os.PathLike, **hub_kwargs: Any) -> list[d
     Raises:
         [`~nemo_hf.errors.CheckpointError`]: if the file is damaged.
     """
-    path = find_file(checkpoint, TRAINER_STATE, **hub_kwargs)
+    path = find_file(checkpoint, TRAINER_STATE, optional=True, **hub_kwargs)
     if path is None:
         states = sorted(Path(checkpoint).glob(f"checkpoint-*/{TRAINER_STATE}"), key=os.path.getmtime)
         if not states:

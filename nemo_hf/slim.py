@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -42,6 +42,7 @@ except ImportError:  # where this file travels alone
 
 
 FORMAT_VERSION = 1
+_building = threading.local()  # `layers`: how many the model has so far that this thread makes
 MAX_LAYERS = 20_000  # layers of a model, containers included; the largest of transformers have some thousands
 MODEL_TYPE_PREFIX = "nemo_"
 AUTO_CLASSES = (AutoModelForImageClassification, AutoModelForSequenceClassification, AutoModelForAudioClassification)
@@ -136,7 +137,7 @@ def clear_loading_errors(source: str | os.PathLike) -> Iterator[None]:
 
     Raises:
         [`~nemo_hf.errors.CheckpointError`]: for whatever it raises: what a damaged file leads to has no one kind.
-            Where a package or memory is missing, the checkpoint is not to blame.
+            Where a package or the memory of a device is missing, the checkpoint is not to blame.
     """
     try:
         yield
@@ -158,17 +159,27 @@ def limited_size() -> Iterator[None]:
     Raises:
         [`~nemo_hf.errors.CheckpointError`]: as soon as the model has more than [`MAX_LAYERS`] layers.
     """
-    numbers = itertools.count(1)
-
-    def count(*_: Any) -> None:
-        if next(numbers) > MAX_LAYERS:
-            raise CheckpointError(f"Damaged config: it describes a model of more than {MAX_LAYERS} layers.")
-
-    handle = nn.modules.module.register_module_module_registration_hook(count)
+    _count_layers()
+    outer, _building.layers = getattr(_building, "layers", None), 0
     try:
         yield
     finally:
-        handle.remove()
+        _building.layers = outer
+
+
+@functools.cache
+def _count_layers() -> None:
+    """A hook of all models, once and for good: another thread may be making one."""
+
+    def count(*_: Any) -> None:
+        layers = getattr(_building, "layers", None)
+        if layers is None:
+            return
+        if layers == MAX_LAYERS:
+            raise CheckpointError(f"Damaged config: it describes a model of more than {MAX_LAYERS} layers.")
+        _building.layers = layers + 1
+
+    nn.modules.module.register_module_module_registration_hook(count)
 
 
 class SlimConfigMixin:

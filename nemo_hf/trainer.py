@@ -22,7 +22,7 @@ from .errors import NemoRuntimeError, NemoValueError
 from .groups import check_group_column, check_groups, group_names
 from .labels import as_membership, check_labels
 from .layers import MaskedConv2d
-from .masking import ensure_masks, is_masked, masked_layers, mix_gates, modular_config, record_masks
+from .masking import ensure_masks, is_masked, masked_layers, mix_gates, modular_config, record_masks, same_masks
 from .model_card import check_card, shown_source, write_modular_card
 from .objectives import CompactnessLoss, distilled_outputs, make_objective, of_micro_batch
 from .sampler import balanced_sampler, check_sampling
@@ -114,6 +114,7 @@ class ModularTrainer(Trainer):
         if not any(isinstance(callback, ModularSchedule) for callback in self.callback_handler.callbacks):
             self.add_callback(ModularSchedule())
         self._averages = {"train": TermAverages(), "eval": TermAverages()}
+        self._trained_since_statistics = False
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         return ensure_masks(super().call_model_init(trial), self.modular_config)
@@ -155,7 +156,6 @@ class ModularTrainer(Trainer):
         return balanced_sampler(data, self.args, self._train_batch_size, epoch=lambda: int(self.state.epoch or 0))
 
     def _set_signature_columns_if_needed(self) -> None:
-        # The columns that the Trainer leaves in the dataset.
         super()._set_signature_columns_if_needed()
         if self.args.group_column is not None and self.args.group_column not in self._signature_columns:
             self._signature_columns.append(self.args.group_column)
@@ -170,7 +170,8 @@ class ModularTrainer(Trainer):
                 f"A modular objective compares the gates of samples by label, but the batch has no labels, only "
                 f"{', '.join(inputs)}. Name the column `labels` (or `label`, with the default collator)."
             )
-        if not self._averages[phase]:  # after a log, which waits for the device anyway; the check does too
+        # Reading values waits for the device: there only after a log, which waits anyway.
+        if labels.device.type == "cpu" or not self._averages[phase]:
             check_labels(labels, self.model.config)
         return as_membership(labels)
 
@@ -333,8 +334,11 @@ class ModularTrainer(Trainer):
         column = self.args.group_column
         args, self.args = self.args, copy.copy(self.args)
         self.args.dataloader_drop_last = False  # every sample counts
-        dataloader = self.get_test_dataloader(dataset)  # not a cached one of evaluation
-        self.args = args
+        try:
+            dataloader = self.get_test_dataloader(dataset)  # not a cached one of evaluation
+        finally:
+            self.args = args
+        self._trained_since_statistics = False
         return collect_statistics(
             self._unwrapped(self.model),
             distributed.fill_up_last_batches(dataloader),
@@ -350,12 +354,14 @@ class ModularTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """That of transformers; `resume_from_checkpoint=True` takes the last checkpoint that was written whole."""
+        self._trained_since_statistics = True
         return super().train(resumable_checkpoint(resume_from_checkpoint, self.args.output_dir), *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """That of transformers. Warns of statistics in the folder, which were collected before."""
+        """That of transformers. Warns of statistics in the folder that were collected before the training."""
         super().save_model(output_dir, *args, **kwargs)
-        warn_of_left_statistics(output_dir or self.args.output_dir)
+        if self._trained_since_statistics and self.is_world_process_zero():
+            warn_of_left_statistics(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with writing_checkpoint(self, trial):
@@ -379,7 +385,7 @@ class ModularTrainer(Trainer):
     def _load_weights(self, checkpoint: str) -> None:
         model = self._unwrapped(self.model)
         saved = AutoModularModel.from_pretrained(checkpoint, dtype=model.dtype)
-        if modular_config(saved) != modular_config(model):
+        if not same_masks(saved, model):
             own = modular_config(model)
             raise NemoValueError(f"{checkpoint} has other masks, {modular_config(saved)}, than the model, {own}.")
         model.load_state_dict(saved.state_dict(), strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any, Literal
 
 from transformers import TrainingArguments
@@ -13,8 +14,15 @@ from .errors import NemoValueError
 from .objectives import OBJECTIVE_DEFAULTS
 
 
-# Metrics of an evaluation, beside the terms of the loss.
-SMALLER_IS_BETTER = ("neuron_retention", "coupling")
+# Ends of the names of metrics; with several evaluation sets they begin with the name of one.
+SMALLER_IS_BETTER = (
+    "loss_task",
+    "loss_contrastive",
+    "loss_cohesion",
+    "loss_compactness",
+    "neuron_retention",
+    "coupling",
+)
 SHARES = (("modular_warmup_ratio", "steps"), ("target_retention", "neurons"), ("gate_mixing_ratio", "samples"))
 
 
@@ -127,8 +135,7 @@ class ModularTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        metric = (self.metric_for_best_model or "").removeprefix("eval_")
-        if self.greater_is_better is None and (metric.startswith("loss_") or metric in SMALLER_IS_BETTER):
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith(SMALLER_IS_BETTER):
             self.greater_is_better = False  # transformers goes by the end of the name
         super().__post_init__()
         if self.objective not in OBJECTIVE_DEFAULTS:
@@ -139,7 +146,7 @@ class ModularTrainingArguments(TrainingArguments):
             if getattr(self, name) is None:
                 setattr(self, name, value)
         for name in ("alpha", "beta", "compactness", "mask_learning_rate", "temperature", *dict(SHARES)):
-            if not isinstance(getattr(self, name), int | float | None):
+            if not isinstance(getattr(self, name), Real | None):
                 raise NemoValueError(f"{name} must be a number, got {getattr(self, name)!r}.")
         for name in ("alpha", "beta", "compactness", "mask_learning_rate"):
             value = getattr(self, name)

@@ -1,6 +1,7 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
 """Push and pull where something is wrong: tokens, connections, what lies in the repository, what is pushed."""
 
+import errno
 import json
 
 import pytest
@@ -12,9 +13,11 @@ from nemo_hf import (
     NemoValueError,
     NeuronStatistics,
     extract_module,
+    files,
     list_modules,
     push_modules,
 )
+from nemo_hf.files import find_file
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +139,33 @@ def test_without_a_connection_nothing_is_said_to_be_missing(hub, client, loader)
 def test_what_is_not_cached_is_not_said_to_be_missing(loader):
     with pytest.raises(CheckpointError, match="of ann/far-away cannot be read: "):
         loader("ann/far-away", local_files_only=True)
+
+
+def test_what_is_known_to_be_missing_is_missing_offline_too(tmp_path):
+    commit = "0" * 40
+    repository = tmp_path / "models--ann--vit"
+    for path, text in (
+        ("refs/main", commit),
+        (f"snapshots/{commit}/config.json", "{}"),
+        (f".no_exist/{commit}/a", ""),
+    ):
+        (repository / path).parent.mkdir(parents=True)
+        (repository / path).write_text(text)
+    offline = {"cache_dir": tmp_path, "local_files_only": True}
+    assert find_file("ann/vit", "config.json", **offline) == str(repository / "snapshots" / commit / "config.json")
+    assert find_file("ann/vit", "a", **offline) is None
+    assert find_file("ann/vit", "b", optional=True, **offline) is None
+    with pytest.raises(CheckpointError, match="b of ann/vit cannot be read: it is not in the cache"):
+        find_file("ann/vit", "b", **offline)
+
+
+def test_a_full_disk_is_no_missing_file(monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "cached_file", full)
+    with pytest.raises(CheckpointError, match="a of ann/vit cannot be read: .*No space left"):
+        find_file("ann/vit", "a", optional=True)
 
 
 def test_what_is_no_module_is_refused_before_anything_is_sent(vit_module):

@@ -418,7 +418,13 @@ def test_a_compute_loss_that_leaves_out_the_modular_terms_is_noticed(tmp_path, c
 
 @pytest.mark.parametrize(
     ("metric", "greater"),
-    [("coupling", False), ("eval_neuron_retention", False), ("eval_loss_task", False), ("cohesion", True)],
+    [
+        ("coupling", False),
+        ("eval_neuron_retention", False),
+        ("eval_test_loss_task", False),
+        ("cohesion", True),
+        ("accuracy", True),
+    ],
 )
 def test_the_best_model_has_the_smallest_terms(metric, greater, tmp_path):
     args = arguments(tmp_path, metric_for_best_model=metric)
@@ -443,9 +449,12 @@ def test_statistics_count_every_sample(tmp_path):
 def test_statistics_of_other_weights_are_noticed(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     trainer = trainer_of(VIT, tmp_path)
+    trainer.train()
     trainer.save_model()
     trainer.collect_statistics().save_pretrained(tmp_path)
+    trainer.save_model()
     assert "was collected before" not in caplog.text
+    trainer.train()
     trainer.save_model()
     assert "neuron_statistics.safetensors" in caplog.text
     assert "was collected before the weights beside it" in caplog.text
@@ -453,7 +462,8 @@ def test_statistics_of_other_weights_are_noticed(tmp_path, caplog, monkeypatch):
 
 def test_samples_without_a_label_are_refused(tmp_path):
     data = [{**sample, "labels": torch.tensor(-100 if i == 3 else 1)} for i, sample in enumerate(Samples(VIT, 8))]
-    trainer = ModularTrainer(VIT.model(), arguments(tmp_path), train_dataset=data)
+    args = arguments(tmp_path, per_device_train_batch_size=2, max_steps=4, logging_strategy="no")
+    trainer = ModularTrainer(VIT.model(), args, train_dataset=data)
     with pytest.raises(NemoValueError, match="the batch has label -100, which stands for none"):
         trainer.train()
 

@@ -204,6 +204,9 @@ def test_early_stopping_works_on_modular_metrics(tmp_path):
 def test_a_checkpoint_with_other_masks_is_refused(tmp_path):
     train(VIT, tmp_path, save_strategy="steps", save_steps=3)
     config = ModularConfig(generator_init="paper", gate="hard")
+    fitting = ModularConfig(generator_init="open", target_modules=list_maskable_layers(VIT.model(), PAPER))
+    other_start = {"train_dataset": Samples(VIT), "modular_config": fitting}
+    ModularTrainer(VIT.model(), arguments(tmp_path), **other_start).train(resume_from_checkpoint=True)
     trainer = ModularTrainer(VIT.model(), arguments(tmp_path), train_dataset=Samples(VIT), modular_config=config)
     with pytest.raises(NemoValueError, match="checkpoint-3 has other masks, .*gate='soft'.* than the model, .*'hard'"):
         trainer.train(resume_from_checkpoint=True)
