@@ -188,6 +188,9 @@ class SlimConfigMixin:
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         with clear_loading_errors("The config of this module"):
+            code = config_dict.get("auto_map", {})  # the Auto classes look into it unchecked
+            if not isinstance(code, dict) or not all(isinstance(place, str | list) for place in code.values()):
+                raise CheckpointError(f"Damaged config: auto_map must hold the places of classes, got {code!r:.80}.")
             return super().from_dict(config_dict, **kwargs)
 
 

@@ -56,6 +56,10 @@ FC1, FC2 = "vit.layers.1.mlp.fc1", "vit.layers.1.mlp.fc2"
 @pytest.mark.parametrize(
     ("change", "text"),
     [
+        (
+            lambda c: c["auto_map"].update(AutoModelForImageClassification=3),
+            "auto_map must hold the places of classes",
+        ),
         (lambda c: c.pop("nemo"), "does not describe a module: .config.nemo. must be.*got None.*extract_module"),
         (lambda c: c["nemo"].update(kind="modular"), "does not describe a module.*kind 'module'"),
         (lambda c: c["nemo"].pop("shapes"), "does not describe a module.*'shapes'"),
