@@ -25,6 +25,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from nemo_hf import ModuleMasks, NeuronMask, demo, extract_module, learn_masks, tasks
+from nemo_hf.labels import ids_by_name
 from nemo_hf.metrics import count_parameters
 
 
@@ -66,7 +67,7 @@ def load(args: Arguments, data: tasks.DataArguments) -> tuple[PreTrainedModel, D
     columns = tasks.find_columns(train, data)
     model = tasks.load_checkpoint(args.checkpoint, columns.is_image)
     processor = tasks.processor_of(args.checkpoint, model)
-    label2id = {name: i for i, name in model.config.id2label.items()}
+    label2id = ids_by_name(model.config)
     encoded = [tasks.encode(split, columns, processor, label2id, data.max_length) for split in (train, test)]
     return model, *encoded, tasks.collator(processor, columns.is_image)
 

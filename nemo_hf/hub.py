@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import transformers
@@ -317,8 +318,7 @@ def _holds_parent(folder: Path) -> bool:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # none, or what is left of a write that failed
         return False
-    nemo = config.get("nemo") if isinstance(config, dict) else None
-    return isinstance(nemo, dict) and nemo.get("kind") == MODULAR_KIND
+    return isinstance(config, dict) and checkpoint_kind(SimpleNamespace(**config)) == MODULAR_KIND
 
 
 def _write_card(folder: Path, text: str, data: ModelCardData, where: str) -> None:
