@@ -247,10 +247,11 @@ have one of the classes shown. Another family is one more entry: [add an archite
 
 **How to read the tables.** q, k and v are the projections of the attention, o is the layer that writes its heads
 back to the residual stream, FFN is the feed-forward part of a block. Masked layers get gates. "Cut" is what makes a
-module smaller. Besides, layers that write to the residual stream lose the rows of their closed neurons, while the
-stream keeps its width. [What happens when a neuron is removed](removing_neurons.md) has the rules. Heads stay where
-one position bias serves all blocks. "Tested with" are the sizes of the random models with which the tests compare
-modules with their parents and reload them; where there are two numbers, each belongs to a stage.
+module smaller. Besides, layers that write to the residual stream lose the rows of their closed neurons. The stream
+keeps its width in transformers; in convolutional networks it loses the channels to which nothing writes. [What
+happens when a neuron is removed](removing_neurons.md) has the rules. Heads stay where one position bias serves all
+blocks. "Tested with" are the sizes of the random models with which the tests compare modules with their parents and
+reload them; where there are two numbers, each belongs to a stage.
 
 **Layouts.** The layout `"ragged"` of `extract_module` works for all families: every layer of a module has its own
 sizes, and it loads after `import nemo_hf`. The layout `"stock"` gives all blocks one size, so that the plain class

@@ -4,7 +4,16 @@
 from importlib.metadata import version
 
 from . import families as families  # fills the architecture table
-from .architectures import Architecture, Attention, Chain, Convolution, FeedForward, StockLayout, register_architecture
+from .architectures import (
+    Architecture,
+    Attention,
+    Chain,
+    Convolution,
+    FeedForward,
+    StockLayout,
+    Stream,
+    register_architecture,
+)
 from .auto import AutoModularModel
 from .collection import ModuleEntry, list_modules
 from .config import ModularConfig
@@ -43,6 +52,7 @@ __all__ = [
     "NeuronMask",
     "NeuronStatistics",
     "StockLayout",
+    "Stream",
     "UnsupportedModelError",
     "apply_masks",
     "collect_statistics",

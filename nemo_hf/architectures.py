@@ -123,13 +123,34 @@ class Chain:
         path (`str`, *optional*): where the chain is; `*` stands for every child, so that one entry describes all
             blocks. At the top level (`""`) every step counts as a block.
         reader (`str`, *optional*): an unmasked layer that reads the channels of the last step and nothing else (a
-            classifier after pooling or flattening). Without it the last step writes to the residual stream: the stream
-            keeps its width.
+            classifier after pooling or flattening). Without it the last step writes to a residual stream, which keeps
+            its width unless the family describes it with a [`Stream`].
+        shortcut (`bool`, *optional*): whether it is the other way through the block of the chain before it: it reads
+            what that chain reads, and both results are added.
     """
 
     steps: tuple[Convolution, ...]
     path: str = ""
     reader: str | None = None
+    shortcut: bool = False
+
+
+@dataclass(frozen=True)
+class Stream:
+    """
+    The residual streams between the chains of a family, in which a channel is zero if no chain writes to it, so that
+    modules lose it. For that only additions, poolings, element-wise activations and dropout may lie between the
+    chains: no norm, no concatenation. Every chain reads what the one before it has written.
+
+    Args:
+        reader (`str`, *optional*): the layer that reads the last stream and nothing else (a classifier after pooling
+            or flattening), where no chain does.
+        activation (`str`, *optional*): the activation behind an addition, relative to the path of the chain. The path
+            of some chains may lack it.
+    """
+
+    reader: str | None = None
+    activation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +192,7 @@ class Architecture:
             of several alternatives the one that a block has.
         chains (`tuple[Chain, ...]`, *optional*): chains of convolutions in forward order. Neighbours with the same
             path belong to the same blocks, except at the top level.
+        stream ([`Stream`], *optional*): what lies between the chains, if channels may leave it.
         encoder (`str`, *optional*, defaults to `""`): path of the sub-layer that gets the tokens which the blocks see,
             and their `attention_mask`. The model itself by default.
         stock ([`StockLayout`], *optional*): what the plain class can be told. Without it modules are always ragged.
@@ -182,6 +204,7 @@ class Architecture:
     attention: Attention | None = None
     feed_forward: FeedForward | tuple[FeedForward, ...] = ()
     chains: tuple[Chain, ...] = ()
+    stream: Stream | None = None
     encoder: str = ""
     stock: StockLayout | None = None
 
@@ -265,3 +288,8 @@ def _check_entry(architecture: Architecture) -> None:
     for chain in architecture.chains:
         if not isinstance(chain, Chain) or not chain.steps:
             raise NemoValueError(f"A chain of the architecture {model_type!r} has no steps: {chain!r}.")
+    if architecture.stream and all(chain.reader is not None for chain in architecture.chains):
+        raise NemoValueError(
+            f"The architecture {model_type!r} describes a `stream`, but has no chain that writes to one: a chain "
+            "without a `reader`."
+        )

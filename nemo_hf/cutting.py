@@ -19,8 +19,9 @@ from .resolution import (
     is_depthwise,
     is_grouped,
     resolve_parts,
+    resolve_streams,
 )
-from .slicing import PADDING, folded_bias, padded_heads, take_columns, take_groups, take_rows
+from .slicing import PADDING, folded_bias, padded, padded_heads, per_query_head, take_columns, take_groups, take_rows
 from .slim import layer_sizes
 
 
@@ -57,8 +58,7 @@ def cut(
         (none for stock sizes, which the configuration says).
     """
     cutter = Cutter(model, held, stock)
-    for path in heads:
-        cutter.cut_head(path, torch.tensor(label_ids))
+    cutter.cut_heads(heads, torch.tensor(label_ids))
     cutter.cut_parts()
     shapes = {} if stock else {kind: entries for kind, entries in cutter.shapes.items() if entries}
     return cutter.tensors, shapes
@@ -77,9 +77,17 @@ class Cutter:
         # The parameters themselves: whether one of them reaches a module shows in its gradient.
         tensors = model.state_dict(keep_vars=True)
         self.tensors = {name: tensor for name, tensor in tensors.items() if ".mask_generator." not in name}
+        # Layer → the channels of a residual stream, true where any layer still writes: what it reads, and writes to.
+        self.reads: dict[str, torch.Tensor] = {}
+        self.writes: dict[str, torch.Tensor] = {}
+        for stream in resolve_streams(model):
+            written = torch.stack([self.gates(name) > 0 for name in stream.writers]).any(0)
+            written[0] |= ~written.any()  # it cannot be empty
+            self.reads.update(dict.fromkeys(stream.readers, written))
+            self.writes.update(dict.fromkeys(stream.writers, written))
         self.shapes: dict[str, Any] = {
             "layers": {},
-            "scatter": [],
+            "scatter": {},
             "attributes": {},
             "parameters": {},
             "rotary": {},
@@ -132,12 +140,12 @@ class Cutter:
         score_index = self._score_index(part, scores, groups, size)
         value_index = padded_heads(value, groups, value_size)
         if self.stock and self.stock.num_heads:
-            groups = _padded(groups, self.stock.num_heads)
-            score_index, value_index = (_padded(index, len(groups) * size) for index in (score_index, value_index))
-        query_index = _per_query_head(score_index, per_group, head_size, size)
+            groups = padded(groups, self.stock.num_heads)
+            score_index, value_index = (padded(index, len(groups) * size) for index in (score_index, value_index))
+        query_index = per_query_head(score_index, per_group, head_size, size)
         scale = math.sqrt(size / head_size) if part.inline_scale or self.stock else 1.0
         self._write_projections(part, (query_index, score_index, value_index), (gates[0] * scale, *gates[1:]))
-        self._residual_write(part.output, _per_query_head(value_index, per_group, head_size, value_size))
+        self._residual_write(part.output, per_query_head(value_index, per_group, head_size, value_size))
         num_heads = len(groups) * per_group
         if (num_heads, size) != (num_groups * per_group, head_size):
             attributes = dict.fromkeys(part.num_heads, num_heads) | dict.fromkeys(part.head_size, size)
@@ -234,7 +242,7 @@ class Cutter:
         rows = _never_empty(self.model.get_submodule(part.down), kept.nonzero().flatten())
         self.hidden_sizes.append(max(1, len(rows)))
         if self.stock and self.stock.intermediate_size:
-            rows = _padded(rows, self.stock.intermediate_size)
+            rows = padded(rows, self.stock.intermediate_size)
         if part.depthwise is not None:
             rows = _never_empty(self.model.get_submodule(part.depthwise), rows)
             self._cut_layer(part.depthwise, rows, units, rows)
@@ -247,10 +255,15 @@ class Cutter:
 
     # ---- Convolutions ----
 
+    def _read_stream(self, name: str) -> tuple[torch.Tensor | None, int]:
+        """The channels that are left in what a layer reads, and how many there were; `None`: all."""
+        written = self.reads.get(name)
+        return (None, 0) if written is None else (written.nonzero().flatten(), len(written))
+
     def cut_chain(self, part: Chain) -> None:
         """The kept channels of each step are the rows of its convolution and norm and the columns of the next one."""
         rows, groups = self._channels(part)
-        inputs, width = None, 0  # kept channels of the step before, and how many it had; None: an uncut stream
+        inputs, width = self._read_stream(part.steps[0].layer)
         for i, step in enumerate(part.steps):
             gates = self.gates(step.layer)
             self._cut_layer(step.layer, inputs, width, rows[i], None if step.norm else gates, groups[i])
@@ -265,6 +278,9 @@ class Cutter:
             self._cut_layer(part.reader, inputs, width)
         else:
             last = part.steps[-1]
+            written = self.writes.get(last.layer)
+            if written is not None:  # places among the channels that are left
+                inputs, width = (written.cumsum(0) - 1)[inputs.clamp(min=0)], int(written.sum())
             self._scatter(last.norm or last.layer, inputs, width)
 
     def _channels(self, part: Chain) -> tuple[list[torch.Tensor], list[tuple[torch.Tensor, torch.Tensor] | None]]:
@@ -290,12 +306,12 @@ class Cutter:
 
     # ---- Layers ----
 
-    def cut_head(self, name: str, rows: torch.Tensor) -> None:
-        """The rows of a classifier. Its size follows `num_labels` and needs no note."""
-        for part in (f"{name}.weight", f"{name}.bias"):
-            if part in self.tensors:
-                self.tensors[part] = take_rows(self.tensors[part], rows)
-        self.heads.add(name)
+    def cut_heads(self, names: Sequence[str], rows: torch.Tensor) -> None:
+        """The rows of classifiers, whose number follows `num_labels` and needs no note, and what they read."""
+        self.heads.update(names)
+        for name in names:
+            inputs, width = self._read_stream(name)
+            self._cut_layer(name, inputs, width, rows)
 
     def _weight(self, name: str) -> torch.Tensor:
         """The weight of a layer as `(outputs, inputs, ...)`."""
@@ -372,21 +388,10 @@ class Cutter:
         for old in [tensor for tensor in self.tensors if tensor.startswith(f"{name}.")]:
             self.tensors[f"{name}.{inner}.{old[len(name) + 1 :]}"] = self.tensors.pop(old)
         self.tensors[f"{name}.index"] = rows.clamp(min=0)
-        self.shapes["scatter"].append(name)
+        self.shapes["scatter"][name] = width
 
 
 def _never_empty(layer: nn.Module, rows: torch.Tensor) -> torch.Tensor:
     """A linear layer may be empty; a convolution and a `Conv1D` cannot compute without one zero channel."""
     needs_one = isinstance(layer, nn.Conv2d | Conv1D) and len(rows) == 0
     return torch.tensor([PADDING]) if needs_one else rows
-
-
-def _padded(index: torch.Tensor, size: int) -> torch.Tensor:
-    return torch.cat([index, index.new_full((size - len(index),), PADDING)])
-
-
-def _per_query_head(index: torch.Tensor, per_group: int, head_size: int, size: int) -> torch.Tensor:
-    """The index of units of keys or values, repeated for the query heads that share them."""
-    heads = index.view(-1, 1, size).expand(-1, per_group, -1)
-    first = (heads // head_size * per_group + torch.arange(per_group)[:, None]) * head_size
-    return torch.where(heads == PADDING, PADDING, first + heads % head_size).flatten()

@@ -12,6 +12,7 @@ from .architectures import (
     Convolution,
     FeedForward,
     StockLayout,
+    Stream,
     register_architecture,
 )
 
@@ -189,8 +190,9 @@ _IMAGE = [
         chains=(
             Chain((_conv_layer("embedder"),), path="resnet.embedder"),
             Chain((_conv_layer("layer.*"),), path="resnet.encoder.stages.*.layers.*"),
-            Chain((_SHORTCUT,), path="resnet.encoder.stages.*.layers.*"),
+            Chain((_SHORTCUT,), path="resnet.encoder.stages.*.layers.*", shortcut=True),
         ),
+        stream=Stream(reader="classifier.1", activation="activation"),
     ),
     Architecture(
         model_type="regnet",
@@ -206,8 +208,9 @@ _IMAGE = [
                 ),
                 path="regnet.encoder.stages.*.layers.*",
             ),
-            Chain((_SHORTCUT,), path="regnet.encoder.stages.*.layers.*"),
+            Chain((_SHORTCUT,), path="regnet.encoder.stages.*.layers.*", shortcut=True),
         ),
+        stream=Stream(reader="classifier.1", activation="activation"),
     ),
     Architecture(
         model_type="convnext",
@@ -235,6 +238,7 @@ _IMAGE = [
             ),
             Chain((_conv_layer("mobilenet_v2.conv_1x1"),), reader="classifier"),
         ),
+        stream=Stream(),
     ),
     Architecture(
         model_type="efficientnet",
@@ -265,6 +269,7 @@ _IMAGE = [
                 reader="classifier",
             ),
         ),
+        stream=Stream(),
     ),
 ]
 

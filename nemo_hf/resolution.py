@@ -24,6 +24,7 @@ from .architectures import (
     Convolution,
     FeedForward,
     Part,
+    Stream,
 )
 from .config import MODULE_KIND, checkpoint_kind
 from .errors import UnsupportedModelError
@@ -84,7 +85,37 @@ def resolve_parts(model: PreTrainedModel) -> list[tuple[int, Part]]:
     Raises:
         [`~nemo_hf.errors.UnsupportedModelError`]: if the model has no entry, or does not have what its entry names.
     """
-    return _Resolver(resolve_architecture(model), model).parts()
+    resolver = _Resolver(resolve_architecture(model), model)
+    parts = resolver.parts()
+    resolver.streams(parts)  # a stream that does not fit shows before training, not after it
+    return parts
+
+
+@dataclasses.dataclass(frozen=True)
+class ResidualStream:
+    """
+    A residual stream whose channels are zero where no layer writes to them.
+
+    Args:
+        width (`int`): its channels.
+        writers (`list[str]`): the layers whose outputs are added up in it.
+        readers (`list[str]`): the layers that read it.
+    """
+
+    width: int
+    writers: list[str] = dataclasses.field(default_factory=list)
+    readers: list[str] = dataclasses.field(default_factory=list)
+
+
+def resolve_streams(model: PreTrainedModel) -> list[ResidualStream]:
+    """
+    The residual streams of a model that channels may leave, in forward order.
+
+    Raises:
+        [`~nemo_hf.errors.UnsupportedModelError`]: as [`resolve_parts`].
+    """
+    resolver = _Resolver(resolve_architecture(model), model)
+    return resolver.streams(resolver.parts())
 
 
 def constant_at_zero(model: nn.Module, activation: str | None) -> float:
@@ -137,6 +168,53 @@ class _Resolver:
                     block += 0 if path else len(part.steps)
                 block += 1 if path else 0
         return found
+
+    def streams(self, parts: list[tuple[int, Part]]) -> list[ResidualStream]:
+        """
+        Streams of one width that follow each other count as one. Where the first is not added to the second, readers
+        keep more than they need.
+        """
+        entry = self.architecture.stream
+        if entry is None:
+            return []
+        chains = [part for _, part in parts if isinstance(part, Chain)]
+        found: list[ResidualStream] = []
+        before: ResidualStream | None = None  # what the last chain has read
+        stream: ResidualStream | None = None  # what it has written to; the first one reads the images
+        for chain in chains:
+            source = before if chain.shortcut else stream
+            first, last = chain.steps[0], chain.steps[-1]
+            if source is not None:
+                self._read(source, first.layer)
+            before = source
+            if chain.reader is None:
+                width = slim.layer_sizes(self.layers[last.layer])[1]
+                if stream is None or stream.width != width:
+                    stream = ResidualStream(width)
+                    found.append(stream)
+                stream.writers.append(last.layer)
+        if entry.reader is not None and stream is not None:
+            self._require("stream.reader", entry.reader, (nn.Linear, nn.Conv2d))
+            self._read(stream, entry.reader)
+        if self._moves_zero(entry, chains):
+            return []
+        return [stream for stream in found if all(layer_groups(self.layers[name]) == 1 for name in stream.readers)]
+
+    def _read(self, stream: ResidualStream, name: str) -> None:
+        if slim.layer_sizes(self.layers[name])[0] % stream.width:
+            raise self._mismatch("stream", f"{name} (to read {stream.width} channels)", self.layers[name])
+        stream.readers.append(name)
+
+    def _moves_zero(self, entry: Stream, chains: list[Chain]) -> bool:
+        """Whether an activation at the end of a chain, or behind an addition, makes something of zero."""
+        activations = {chain.steps[-1].activation for chain in chains if chain.reader is None}
+        if entry.activation is not None:
+            paths = dict.fromkeys(self._join(chain.path, entry.activation) for chain in chains)
+            there = [path for path in paths if path in self.layers]
+            if not there:
+                raise self._mismatch("stream.activation", next(iter(paths)), None)
+            activations.update(there)
+        return any(constant_at_zero(self.model, activation) != 0 for activation in activations)
 
     def _transformer_block(self, prefix: str) -> Iterator[Part]:
         if self.architecture.attention is not None:

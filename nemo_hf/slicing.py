@@ -77,6 +77,29 @@ def padded_heads(keep: torch.Tensor, heads: torch.Tensor, size: int) -> torch.Te
     return index.flatten()
 
 
+def padded(index: torch.Tensor, size: int) -> torch.Tensor:
+    """An index with [`PADDING`] behind it, of shape `(size,)`."""
+    return torch.cat([index, index.new_full((size - len(index),), PADDING)])
+
+
+def per_query_head(index: torch.Tensor, per_group: int, head_size: int, size: int) -> torch.Tensor:
+    """
+    The index of units of keys or values, repeated for the query heads that share them.
+
+    Args:
+        index (`torch.Tensor` of shape `(groups * size,)`): units of keys or values, or [`PADDING`].
+        per_group (`int`): query heads that share a head of keys and values.
+        head_size (`int`): units of a head before cutting.
+        size (`int`): units of a head in `index`.
+
+    Returns:
+        `torch.Tensor` of shape `(groups * per_group * size,)`.
+    """
+    heads = index.view(-1, 1, size).expand(-1, per_group, -1)
+    first = (heads // head_size * per_group + torch.arange(per_group)[:, None]) * head_size
+    return torch.where(heads == PADDING, PADDING, first + heads % head_size).flatten()
+
+
 def folded_bias(
     weight: torch.Tensor, bias: torch.Tensor | None, dropped: torch.Tensor, constants: torch.Tensor
 ) -> torch.Tensor | None:

@@ -239,14 +239,15 @@ def resize_layers(model: nn.Module, shapes: dict[str, Any]) -> None:
         model (`nn.Module`): a model with the sizes of the parent.
         shapes (`dict`): each entry may be missing.
             `"layers"`: name → `[inputs, outputs]`, for a convolution `[inputs, outputs, groups]`, for a norm
-            `[channels]`. `"scatter"`: names of layers that keep the width of their output. `"attributes"`: sub-layer →
-            attribute → number. `"parameters"`: name → shape. `"rotary"`: attention sub-layer → size of its heads.
+            `[channels]`. `"scatter"`: name → width of the output in which the layer's outputs get their places.
+            `"attributes"`: sub-layer → attribute → number. `"parameters"`: name → shape. `"rotary"`: attention
+            sub-layer → size of its heads.
 
     Raises:
         [`~nemo_hf.errors.CheckpointError`]: if a name or a size does not fit the model.
     """
     layers = dict(model.named_modules())
-    tables, scatter = _tables(shapes)
+    tables = _tables(shapes)
     for name, sizes in tables["layers"].items():
         old = layers.get(name)
         if not _are_sizes(sizes, old):
@@ -254,9 +255,12 @@ def resize_layers(model: nn.Module, shapes: dict[str, Any]) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Initializing zero-element tensors")  # an empty layer is meant
             new = _resized(old, sizes)
-        if name in scatter:
+        width = tables["scatter"].get(name)
+        if width is not None:
+            if not _fits([width], [layer_sizes(old)[1]]) or width < layer_sizes(new)[1]:
+                raise CheckpointError(f"Damaged module: {name!r} cannot scatter its outputs to a width of {width!r}.")
             wrapper = ScatterChannels if isinstance(old, nn.Conv2d | nn.BatchNorm2d) else ScatterLinear
-            new = wrapper(new, layer_sizes(old)[1])
+            new = wrapper(new, width)
         setattr(layers[name.rpartition(".")[0]], name.rpartition(".")[2], new)
     for name, attributes in tables["attributes"].items():
         for attribute, value in attributes.items():
@@ -278,17 +282,14 @@ def resize_layers(model: nn.Module, shapes: dict[str, Any]) -> None:
         layers[name].register_forward_pre_hook(select_rotary, with_kwargs=True)
 
 
-def _tables(shapes: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], set[str]]:
-    """The tables of `shapes`, and the names in `"scatter"`."""
-    tables = {name: shapes.get(name, {}) for name in ("layers", "attributes", "parameters", "rotary")}
-    scatter = shapes.get("scatter", [])
+def _tables(shapes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The tables of `shapes`, empty ones for those that are missing."""
+    tables = {name: shapes.get(name, {}) for name in ("layers", "scatter", "attributes", "parameters", "rotary")}
     for entries in (tables, tables["attributes"]):
         for name, table in entries.items():
             if not isinstance(table, dict):
                 raise CheckpointError(f"Damaged module: {name!r} of its shapes must be a table, got {table!r:.80}.")
-    if not isinstance(scatter, list | tuple) or not all(isinstance(name, str) for name in scatter):
-        raise CheckpointError(f"Damaged module: 'scatter' of its shapes must be a list of names, got {scatter!r:.80}.")
-    return tables, set(scatter)
+    return tables
 
 
 def _resized(old: nn.Module, sizes: list[int]) -> nn.Module:

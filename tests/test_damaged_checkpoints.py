@@ -84,7 +84,7 @@ FC1, FC2 = "vit.layers.1.mlp.fc1", "vit.layers.1.mlp.fc2"
         ),
         (lambda c: c["nemo"]["shapes"].update(attributes=[1]), "'attributes' of its shapes must be a table, got"),
         (lambda c: c["nemo"]["shapes"]["attributes"].update(vit=5), "'vit' of its shapes must be a table, got 5"),
-        (lambda c: c["nemo"]["shapes"].update(scatter=[[]]), "'scatter' of its shapes must be a list of names"),
+        (lambda c: c["nemo"]["shapes"].update(scatter=[[]]), "'scatter' of its shapes must be a table"),
         (
             lambda c: c["nemo"]["shapes"].update(rotary={"vit.layers.1.attention": 10**12}),
             "'vit.layers.1.attention' cannot have rotary positions of size 10{12}",

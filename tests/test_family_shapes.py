@@ -1,6 +1,7 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
 """What is cut where neurons are tied: the sizes of layers, counted by hand."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,21 +10,31 @@ import transformers
 from models import LLAMA, RESNET, VIT, case_of, module_masks, over_models, random_masks
 
 from nemo_hf import (
+    ModularConfig,
     ModuleMasks,
     NemoRuntimeError,
     NemoValueError,
     UnsupportedModelError,
     apply_masks,
     extract_module,
+    hold_gates,
     list_maskable_layers,
     record_masks,
 )
 from nemo_hf.architectures import UNSUPPORTED
+from nemo_hf.extraction import constant_gates
 from nemo_hf.metrics import count_flops, count_parameters
+from nemo_hf.resolution import resolve_streams
+from nemo_hf.slim import ScatterChannels
 
 
 def cut_with(case, **kept):
     """A module for which some layers keep the listed neurons (by the end of their name) and the others all."""
+    parent, masks = masks_with(case, **kept)
+    return parent, extract_module(parent, masks, ["cat"])
+
+
+def masks_with(case, **kept):
     parent = case.model()
     masks = {name: torch.ones_like(mask) for name, mask in random_masks(parent)[0]["cat"].items()}
     for suffix, neurons in kept.items():
@@ -32,7 +43,7 @@ def cut_with(case, **kept):
         for name in found:
             masks[name][:] = False
             masks[name][list(neurons)] = True
-    return parent, extract_module(parent, ModuleMasks({"cat": masks}), ["cat"])
+    return parent, ModuleMasks({"cat": masks})
 
 
 def test_grouped_query_heads_go_with_the_key_value_head_that_they_share():
@@ -82,18 +93,78 @@ def test_a_gated_unit_stays_where_both_sides_are_kept():
 
 
 def test_channels_leave_convolution_norm_and_the_next_convolution():
-    kept = {"layer.0.convolution": [0, 2], "layer.2.convolution": [5], "shortcut.convolution": []}
-    parent, module = cut_with(RESNET, **kept)
+    first, last = "stages.1.layers.0.layer.0.convolution", "stages.1.layers.0.layer.2.convolution"
+    parent, module = cut_with(RESNET, **{first: [0, 2], last: [5], "stages.1.layers.0.shortcut.convolution": []})
     block = module.resnet.encoder.stages[1].layers[0]
     first, second, third = block.layer
     assert tuple(first.convolution.weight.shape) == (2, 16, 1, 1)
     assert (first.normalization.num_features, second.convolution.in_channels) == (2, 2)
     assert third.normalization.index.tolist() == [5]
-    assert third.normalization.width == 32
+    assert third.normalization.width == 32  # the next block writes to all channels
     assert tuple(third.convolution.weight.shape) == (1, 8, 1, 1)
     assert block.shortcut.convolution.out_channels == 1  # a convolution cannot be empty: one zero channel
     pixels = {"pixel_values": torch.randn(1, 3, 16, 16)}
     assert count_flops(module, pixels) < count_flops(parent, pixels)
+
+
+def narrow_stream(case):
+    """The last stage of a bottleneck ResNet, in which three layers write to channels 5, 9 and 11 of the stream."""
+    kept = {
+        "stages.1.layers.0.layer.2": [5, 9],
+        "stages.1.layers.0.shortcut": [9, 11],
+        "stages.1.layers.1.layer.2": [],
+    }
+    parent, masks = masks_with(case, **{f"{name}.convolution": channels for name, channels in kept.items()})
+    module = extract_module(parent, masks, ["cat"])
+    apply_masks(parent, ModularConfig()).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad(), hold_gates(parent, constant_gates(parent, masks, ["cat"], "binary")):
+        torch.testing.assert_close(module(pixels).logits, parent(pixels).logits[:, 2:3], rtol=1e-5, atol=1e-5)
+    return module, module.resnet.encoder.stages[1].layers
+
+
+def test_a_channel_to_which_no_layer_writes_leaves_the_stream():
+    module, (first, second) = narrow_stream(RESNET)
+    branch, shortcut = first.layer[2].normalization, first.shortcut.normalization
+    assert (branch.width, branch.index.tolist()) == (3, [0, 1])
+    assert (shortcut.width, shortcut.index.tolist()) == (3, [1, 2])
+    assert second.layer[0].convolution.in_channels == module.classifier[1].in_features == 3
+    assert second.layer[2].convolution.out_channels == 1
+
+
+def test_layers_that_write_the_same_channels_need_no_scattering():
+    kept = {"stages.1.layers.0.layer.2": [5], "stages.1.layers.0.shortcut": [5], "stages.1.layers.1.layer.2": [5]}
+    _, module = cut_with(RESNET, **{f"{name}.convolution": channels for name, channels in kept.items()})
+    stage = [
+        name for name, layer in module.named_modules() if isinstance(layer, ScatterChannels) and "stages.1" in name
+    ]
+    assert stage == []
+    assert module.classifier[1].in_features == 1
+
+
+def test_a_stream_of_which_nothing_is_left_keeps_one_channel():
+    kept = dict.fromkeys(("stages.1.layers.0.layer.2", "stages.1.layers.0.shortcut", "stages.1.layers.1.layer.2"), [])
+    _, module = cut_with(RESNET, **{f"{name}.convolution": channels for name, channels in kept.items()})
+    assert module.classifier[1].in_features == 1
+    logits = module(pixel_values=torch.randn(2, 3, 16, 16)).logits
+    torch.testing.assert_close(logits, module.classifier[1].bias.expand(2, 1))
+
+
+def test_an_activation_that_moves_zero_keeps_the_stream_whole():
+    module, (first, second) = narrow_stream(
+        dataclasses.replace(RESNET, options={**RESNET.options, "hidden_act": "sigmoid"})
+    )
+    assert first.layer[2].normalization.width == module.classifier[1].in_features == 32
+    assert second.layer[0].convolution.in_channels == 32
+
+
+def test_a_stream_that_is_read_in_groups_of_channels_stays_whole():
+    model = case_of("EfficientNetForImageClassification").model()
+    first = model.efficientnet.encoder.blocks[0]  # without an expansion: depthwise on the stream
+    assert not hasattr(first, "expansion")
+    read = [name for stream in resolve_streams(model) for name in stream.readers]
+    assert read
+    assert not any("blocks.0" in name or "depthwise" in name for name in read)
 
 
 def test_groups_of_channels_are_padded_to_one_size():

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import CASES, LABELS, case_of, check_exact, plain_parent
+from models import CASES, LABELS, RESNET, case_of, check_exact, plain_parent
 from torch import nn
 
 from nemo_hf import (
     ModularConfig,
     ModuleMasks,
+    Stream,
     apply_masks,
     extract_module,
     list_maskable_layers,
@@ -163,5 +164,28 @@ def test_entries_with_wrong_words_are_refused():
         register_architecture(wrong, exist_ok=True)
         with pytest.raises(UnsupportedModelError, match="field 'attention.head_rows' names .*dropout"):
             apply_masks(model)
+    finally:
+        register_architecture(entry, exist_ok=True)
+
+
+def test_streams_that_do_not_fit_are_refused_before_training():
+    entry, model = ARCHITECTURES["resnet"], RESNET.model()
+    stem, branch, shortcut = entry.chains
+    with pytest.raises(NemoValueError, match="describes a `stream`, but has no chain that writes to one"):
+        register_architecture(replace(entry, chains=(replace(stem, reader="classifier.1"),)), exist_ok=True)
+    wrong = {
+        "field 'stream' names '.*shortcut.convolution .to read 16 channels.'": {
+            "chains": (stem, branch, replace(shortcut, shortcut=False))
+        },
+        "field 'stream.activation' names 'resnet.embedder.act', where there is nothing": {
+            "stream": Stream(reader="classifier.1", activation="act")
+        },
+        "field 'stream.reader' names 'classifier', where there is Sequential": {"stream": Stream(reader="classifier")},
+    }
+    try:
+        for message, changes in wrong.items():
+            register_architecture(replace(entry, **changes), exist_ok=True)
+            with pytest.raises(UnsupportedModelError, match=message):
+                apply_masks(model)
     finally:
         register_architecture(entry, exist_ok=True)

@@ -16,7 +16,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import can_return_tuple
 
-from nemo_hf import Architecture, Chain, Convolution, register_architecture
+from nemo_hf import Architecture, Chain, Convolution, Stream, register_architecture
 
 
 # ---- What the five share ----
@@ -139,13 +139,14 @@ _LAYERS = Convolution("layers.*.convolution", norm="layers.*.norm", activation="
 _STEM = Chain((Convolution("convolution", norm="norm"),), path="stem")
 
 
-def _register(config: type[CNNConfig], model: type[CNNForImageClassification], *chains: Chain) -> None:
+def _register(
+    config: type[CNNConfig], model: type[CNNForImageClassification], *chains: Chain, stream: Stream | None = None
+) -> None:
     """Tell transformers which class belongs to the model type, and nemo_hf how its layers are tied."""
     AutoConfig.register(config.model_type, config)
     AutoModelForImageClassification.register(config, model)
-    register_architecture(
-        Architecture(config.model_type, heads={model.__name__: ("classifier",)}, chains=tuple(chains))
-    )
+    heads: dict[str, tuple[str, ...]] = {model.__name__: ("classifier",)}
+    register_architecture(Architecture(config.model_type, heads, chains=tuple(chains), stream=stream))
 
 
 # ---- Plain stacks: VGG16 and SimCNN ----
@@ -320,13 +321,25 @@ def _residual_block(path: str, block: str = "") -> tuple[Chain, Chain]:
         Convolution(f"{block}second.convolution", norm=f"{block}second.norm"),
     )
     shortcut = Convolution(f"{block}shortcut.convolution", norm=f"{block}shortcut.norm", optional=True)
-    return Chain(steps, path=path), Chain((shortcut,), path=path)
+    return Chain(steps, path=path), Chain((shortcut,), path=path, shortcut=True)
 
 
-_register(CifarResNetConfig, CifarResNetForImageClassification, _STEM, *_residual_block("blocks.*"))
+_register(
+    CifarResNetConfig,
+    CifarResNetForImageClassification,
+    _STEM,
+    *_residual_block("blocks.*"),
+    stream=Stream(reader="classifier", activation="activation"),
+)
 # All chains of a stage have the same path, so that the stages are the blocks, in forward order.
 _STAGE = (Chain((_LAYERS,), path="stages.*"), *_residual_block("stages.*", "block."))
-_register(ResCNNConfig, ResCNNForImageClassification, _STEM, *_STAGE)
+_register(
+    ResCNNConfig,
+    ResCNNForImageClassification,
+    _STEM,
+    *_STAGE,
+    stream=Stream(reader="classifier", activation="block.activation"),
+)
 
 
 # ---- Depthwise separable convolutions: MobileNet ----
