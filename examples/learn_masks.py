@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from nemo_hf import ModuleMasks, NeuronMask, demo, extract_module, learn_masks, tasks
+from nemo_hf import ModuleMasks, NeuronMask, demo, extract_module, learn_masks, task_data, tasks
 from nemo_hf.labels import ids_by_name
 from nemo_hf.metrics import count_parameters
 
@@ -59,17 +59,17 @@ def train_on_digits(args: Arguments) -> tuple[PreTrainedModel, Dataset, Dataset,
     return model, train, test, default_data_collator
 
 
-def load(args: Arguments, data: tasks.DataArguments) -> tuple[PreTrainedModel, Dataset, Dataset, Callable]:
+def load(args: Arguments, data: task_data.DataArguments) -> tuple[PreTrainedModel, Dataset, Dataset, Callable]:
     """The same for a checkpoint and a dataset."""
-    train, test = tasks.load_split(data, data.train_split), tasks.load_eval_split(data)
+    train, test = task_data.load_split(data, data.train_split), task_data.load_eval_split(data)
     if data.max_train_samples:
         train = train.shuffle(seed=0).select(range(data.max_train_samples))
-    columns = tasks.find_columns(train, data)
+    columns = task_data.find_columns(train, data)
     model = tasks.load_checkpoint(args.checkpoint, columns.is_image)
     processor = tasks.processor_of(args.checkpoint, model)
     label2id = ids_by_name(model.config)
-    encoded = [tasks.encode(split, columns, processor, label2id, data.max_length) for split in (train, test)]
-    return model, *encoded, tasks.collator(processor, columns.is_image)
+    encoded = [task_data.encode(split, columns, processor, label2id, data.max_length) for split in (train, test)]
+    return model, *encoded, task_data.collator(processor, columns.is_image)
 
 
 def of_same_size(model: PreTrainedModel, mask: NeuronMask, score: Callable) -> dict[str, torch.Tensor]:
@@ -94,7 +94,7 @@ def predict(model: PreTrainedModel, batches: DataLoader) -> tuple[torch.Tensor, 
 
 
 def main() -> None:
-    parser = HfArgumentParser((Arguments, tasks.OptionalDataArguments), description=__doc__)
+    parser = HfArgumentParser((Arguments, task_data.OptionalDataArguments), description=__doc__)
     args, data = parser.parse_args_into_dataclasses()
     model, train, test, collator = load(args, data) if args.checkpoint else train_on_digits(args)
     model.eval()

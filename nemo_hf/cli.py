@@ -37,12 +37,12 @@ def train(arguments: list[str]) -> dict[str, Any]:
     from transformers import HfArgumentParser, set_seed
     from transformers.utils import logging
 
-    from . import tasks
+    from . import task_data, tasks
     from .trainer import ModularTrainer
     from .training_args import ModularTrainingArguments
 
     parser = HfArgumentParser(
-        (tasks.ModelArguments, tasks.DataArguments, ModularTrainingArguments),
+        (tasks.ModelArguments, task_data.DataArguments, ModularTrainingArguments),
         prog="nemo-hf train",
         description=train.__doc__,
         parents=[_common()],
@@ -53,20 +53,20 @@ def train(arguments: list[str]) -> dict[str, Any]:
     report: dict[str, Any] = {}
     training_args.remove_unused_columns = False  # images are transformed when they are read
     group_column = training_args.group_column
-    train_split, eval_split = tasks.load_splits(data_args, training_args.seed, group_column)
-    columns = tasks.find_columns(train_split, data_args)
+    train_split, eval_split = task_data.load_splits(data_args, training_args.seed, group_column)
+    columns = task_data.find_columns(train_split, data_args)
     processor = tasks.load_processor(model_args, columns, train_split, data_args.max_length)
     set_seed(training_args.seed)
     model = tasks.load_model(model_args, columns, processor)
     label2id = {name: i for i, name in enumerate(columns.names)}
     train_dataset, eval_dataset = (
-        tasks.encode(split, columns, processor, label2id, data_args.max_length, group_column)
+        task_data.encode(split, columns, processor, label2id, data_args.max_length, group_column)
         for split in (train_split, eval_split)
     )
     trainer = ModularTrainer(
         model,
         training_args,
-        data_collator=tasks.collator(processor, columns.is_image),
+        data_collator=task_data.collator(processor, columns.is_image),
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=processor,
@@ -137,10 +137,10 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
     """Accuracy of a module, a modular or a plain checkpoint on the samples of its labels."""
     from transformers import HfArgumentParser
 
-    from . import tasks
+    from . import task_data, tasks
 
     parser = HfArgumentParser(
-        tasks.DataArguments, prog="nemo-hf evaluate", description=evaluate.__doc__, parents=[_common()]
+        task_data.DataArguments, prog="nemo-hf evaluate", description=evaluate.__doc__, parents=[_common()]
     )
     parser.add_argument("checkpoint", help="a folder or a repository on the Hub")
     parser.add_argument("--batch_size", type=int, default=128, help="samples per batch (default: %(default)s)")
@@ -154,12 +154,12 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
     from .masking import is_masked
 
     hub = {"revision": args.revision, "token": args.token}
-    split = tasks.load_eval_split(data_args)
-    columns = tasks.find_columns(split, data_args)
+    split = task_data.load_eval_split(data_args)
+    columns = task_data.find_columns(split, data_args)
     model = tasks.load_checkpoint(args.checkpoint, columns.is_image, **hub)
     processor = tasks.processor_of(args.checkpoint, model, **hub)
-    dataset = tasks.encode(split, columns, processor, ids_by_name(model.config), data_args.max_length)
-    batches = tasks.dataloader(dataset, processor, columns.is_image, args.batch_size)
+    dataset = task_data.encode(split, columns, processor, ids_by_name(model.config), data_args.max_length)
+    batches = task_data.dataloader(dataset, processor, columns.is_image, args.batch_size)
     report.update(
         kind=checkpoint_kind(model.config) or "plain",
         labels=list(model.config.id2label.values()),
@@ -181,10 +181,10 @@ def report(arguments: list[str]) -> dict[str, Any]:
     """Table, plots and a page about the modules in a modular checkpoint; with a dataset also their accuracies."""
     from transformers import HfArgumentParser
 
-    from . import tasks
+    from . import task_data, tasks
 
     parser = HfArgumentParser(
-        tasks.OptionalDataArguments, prog="nemo-hf report", description=report.__doc__, parents=[_common()]
+        task_data.OptionalDataArguments, prog="nemo-hf report", description=report.__doc__, parents=[_common()]
     )
     parser.add_argument("checkpoint", help="a modular checkpoint: a folder or a repository on the Hub")
     parser.add_argument("--output", default="nemo-report", help="folder for the report (default: %(default)s)")
@@ -206,11 +206,11 @@ def report(arguments: list[str]) -> dict[str, Any]:
     batches = groups = None
     if data_args.dataset_name is not None:
         column = NeuronStatistics.from_pretrained(args.checkpoint, **hub).grouped_by
-        split = tasks.load_eval_split(data_args, column)
-        columns = tasks.find_columns(split, data_args)
+        split = task_data.load_eval_split(data_args, column)
+        columns = task_data.find_columns(split, data_args)
         processor = tasks.processor_of(args.checkpoint, model, **hub)
-        encoded = tasks.encode(split, columns, processor, ids_by_name(model.config), data_args.max_length, column)
-        batches = tasks.dataloader(encoded, processor, columns.is_image, args.batch_size)
+        encoded = task_data.encode(split, columns, processor, ids_by_name(model.config), data_args.max_length, column)
+        batches = task_data.dataloader(encoded, processor, columns.is_image, args.batch_size)
         groups = None if column is None else group_names(encoded, column)
     figures = write_report(
         args.checkpoint, args.output, batches, args.threshold, groups, args.max_pair_labels, model=model, **hub

@@ -22,6 +22,7 @@ FLOORS = [
         "readme",
         "remote",
         "reservoir",
+        "task_data",
     },
     {"families", "resolution", "training_args", "module_masks", "model_card", "checkpoints"},
     {"maskable", "sampler", "schedules", "term_averages"},

@@ -5,7 +5,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from nemo_hf import NemoValueError, tasks
+from nemo_hf import NemoValueError, task_data, tasks
 
 
 TEXTS = ["one two three", "four five six", "two four"]
@@ -24,7 +24,7 @@ def texts():
 
 def new_model(dataset, **options):
     model = tasks.ModelArguments(train_tokenizer=True, vocab_size=60, **options)
-    columns = tasks.find_columns(dataset, tasks.DataArguments(dataset_name="here"))
+    columns = task_data.find_columns(dataset, task_data.DataArguments(dataset_name="here"))
     processor = tasks.load_processor(model, columns, dataset, 32)
     return tasks.load_model(model, columns, processor), processor
 
@@ -64,13 +64,13 @@ def labelled(column, values, feature, **more):
 
 
 def columns_of(dataset, **arguments):
-    return tasks.find_columns(dataset, tasks.DataArguments(dataset_name="here", **arguments))
+    return task_data.find_columns(dataset, task_data.DataArguments(dataset_name="here", **arguments))
 
 
 def test_text_columns_of_csv_files_are_texts():
     features = Features({"text": Value("large_string"), "domain": Value("large_string"), "label": Value("int64")})
     dataset = Dataset.from_dict({"text": TEXTS, "domain": ["x", "y", "x"], "label": [0, 1, 1]}, features=features)
-    assert columns_of(dataset) == tasks.Columns("text", "label", ["0", "1"], is_image=False)
+    assert columns_of(dataset) == task_data.Columns("text", "label", ["0", "1"], is_image=False)
 
 
 def test_one_of_several_text_columns_must_be_named():
@@ -96,17 +96,17 @@ def test_samples_without_a_label_are_left_out(values, feature):
     columns = columns_of(dataset)
     assert columns.names == ["a", "b"]
     tokenizer = tasks.train_wordpiece(TEXTS, 60, 16)
-    assert tasks.encode(dataset, columns, tokenizer, {"a": 0, "b": 1})["labels"] == [1, 0]
+    assert task_data.encode(dataset, columns, tokenizer, {"a": 0, "b": 1})["labels"] == [1, 0]
 
 
 def test_a_split_without_labels_is_refused():
     dataset = labelled("text", [-1, -1, -1], ClassLabel(names=["a", "b"]))
     tokenizer = tasks.train_wordpiece(TEXTS, 60, 16)
     with pytest.raises(NemoValueError, match="No sample has a label.*--eval_split validation"):
-        tasks.encode(dataset, columns_of(dataset), tokenizer, {"a": 0, "b": 1})
+        task_data.encode(dataset, columns_of(dataset), tokenizer, {"a": 0, "b": 1})
     dataset = labelled("text", [-1, -1, -1], Value("int64"))
     with pytest.raises(NemoValueError, match=r"labels \(-1\) is a label of the model \(0, 1\)"):
-        tasks.encode(dataset, columns_of(dataset), tokenizer, {"0": 0, "1": 1})
+        task_data.encode(dataset, columns_of(dataset), tokenizer, {"0": 0, "1": 1})
 
 
 def test_lists_of_labels_are_refused():
@@ -118,9 +118,9 @@ def test_lists_of_labels_are_refused():
 def test_texts_are_as_long_as_in_training_unless_said_otherwise():
     dataset = labelled("text", [0, 1, 0], ClassLabel(names=["a", "b"]))
     tokenizer = tasks.train_wordpiece(TEXTS, 60, 4)
-    encoded = tasks.encode(dataset, columns_of(dataset), tokenizer, {"a": 0, "b": 1})
+    encoded = task_data.encode(dataset, columns_of(dataset), tokenizer, {"a": 0, "b": 1})
     assert {len(ids) for ids in encoded["input_ids"]} == {4}
-    encoded = tasks.encode(dataset, columns_of(dataset), tokenizer, {"a": 0, "b": 1}, max_length=3)
+    encoded = task_data.encode(dataset, columns_of(dataset), tokenizer, {"a": 0, "b": 1}, max_length=3)
     assert {len(ids) for ids in encoded["input_ids"]} == {3}
 
 

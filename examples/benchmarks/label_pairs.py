@@ -14,7 +14,7 @@ import torch
 from suite_data import Task, all_logits, restricted_accuracy
 from transformers import HfArgumentParser, Trainer
 
-from nemo_hf import ModularTrainer, ModularTrainingArguments, extract_module, tasks
+from nemo_hf import ModularTrainer, ModularTrainingArguments, extract_module, task_data, tasks
 from nemo_hf.metrics import count_parameters
 
 
@@ -27,11 +27,12 @@ class BenchmarkArguments:
 
 def main() -> None:
     parser = HfArgumentParser(
-        (BenchmarkArguments, tasks.ModelArguments, tasks.DataArguments, ModularTrainingArguments), description=__doc__
+        (BenchmarkArguments, tasks.ModelArguments, task_data.DataArguments, ModularTrainingArguments),
+        description=__doc__,
     )
     benchmark, model_args, data, args = parser.parse_args_into_dataclasses()
     args.remove_unused_columns = False
-    train, test = tasks.load_split(data, data.train_split), tasks.load_split(data, data.eval_split)
+    train, test = task_data.load_split(data, data.train_split), task_data.load_split(data, data.eval_split)
     if data.max_train_samples:
         train = train.shuffle(seed=0).select(range(data.max_train_samples))  # the same samples for every seed
     task = Task(model_args, data, train, test)

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, set_seed
 
-from nemo_hf import tasks
+from nemo_hf import task_data, tasks
 
 
 CROP_PADDING = 4
@@ -28,7 +28,7 @@ class Task:
 
     Args:
         model ([`tasks.ModelArguments`]): the model.
-        data ([`tasks.DataArguments`]): columns and lengths.
+        data ([`task_data.DataArguments`]): columns and lengths.
         train, test (`Dataset`): the samples to train on and to evaluate on.
 
     Attributes:
@@ -36,17 +36,17 @@ class Task:
         labels (`torch.Tensor` of shape `(num_test_samples,)`): those of the test samples.
     """
 
-    def __init__(self, model: tasks.ModelArguments, data: tasks.DataArguments, train: Dataset, test: Dataset):
+    def __init__(self, model: tasks.ModelArguments, data: task_data.DataArguments, train: Dataset, test: Dataset):
         self.model_arguments = model
-        self.columns = tasks.find_columns(train, data)
+        self.columns = task_data.find_columns(train, data)
         self.processor = tasks.load_processor(model, self.columns, train, data.max_length)
         label2id = {name: i for i, name in enumerate(self.columns.names)}
         self.train, self.test = (
-            in_memory(tasks.encode(split, self.columns, self.processor, label2id, data.max_length))
+            in_memory(task_data.encode(split, self.columns, self.processor, label2id, data.max_length))
             for split in (train, test)
         )
         self.labels = torch.tensor([sample["labels"] for sample in self.test])
-        self.collator = tasks.collator(self.processor, self.columns.is_image)
+        self.collator = task_data.collator(self.processor, self.columns.is_image)
 
     def new_model(self, seed: int) -> PreTrainedModel:
         """A model with the initial weights of a seed."""
@@ -55,7 +55,7 @@ class Task:
 
     def batches(self, samples: Sequence[dict[str, Any]], batch_size: int) -> DataLoader:
         """Batches of encoded samples in their order."""
-        return tasks.dataloader(samples, self.processor, self.columns.is_image, batch_size)
+        return task_data.dataloader(samples, self.processor, self.columns.is_image, batch_size)
 
 
 def in_memory(encoded: Dataset) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ from nemo_hf import (
     collect_statistics,
     extract_module,
     learn_masks,
+    task_data,
     tasks,
 )
 from nemo_hf.extraction import module_overlap
@@ -130,16 +131,16 @@ class Run:
         self.arguments = settings
 
     def _load_task(self, dataset: str) -> Task:
-        data = tasks.DataArguments(dataset)
+        data = task_data.DataArguments(dataset)
         model = tasks.ModelArguments(
             model_type=self.row.model_type, config_overrides=json.dumps(dict(self.row.config)), train_tokenizer=True
         )
-        train = tasks.load_split(data, "train")
+        train = task_data.load_split(data, "train")
         if self.spec["validation"]:
             parts = train.train_test_split(self.row.held_out, seed=0)
             train, test = parts["train"], parts["test"]
         else:
-            test = tasks.load_split(data)
+            test = task_data.load_split(data)
         if self.row.max_train_samples and self.row.max_train_samples < len(train):
             train = train.shuffle(seed=0).select(range(self.row.max_train_samples))  # the same for every seed
         if self.spec["scale"] < 1 and self.row.max_eval_samples < len(test):
