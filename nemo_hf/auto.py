@@ -84,6 +84,20 @@ class AutoModularModel:
         return (model, info) if wants_info else model
 
 
+def load_parent(source: str | os.PathLike, **hub_kwargs: Any) -> PreTrainedModel:
+    """
+    What modules can be cut out of: a modular model with its masks, or a plain classifier.
+
+    Raises:
+        [`~nemo_hf.errors.CheckpointError`]: if the checkpoint is neither, missing or damaged.
+    """
+    config = load_config(source, **hub_kwargs)
+    if checkpoint_kind(config) is not None:
+        return AutoModularModel.from_pretrained(source, **hub_kwargs)
+    with slim.clear_loading_errors(source), slim.limited_size():
+        return model_class(config, str(source)).from_pretrained(source, **hub_kwargs)
+
+
 def load_config(source: str | os.PathLike, **kwargs: Any) -> Any:
     """
     The configuration of a checkpoint, as `AutoConfig` gives it. Code that it names is neither run nor asked about.

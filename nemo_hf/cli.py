@@ -1,15 +1,16 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
-"""The command line: `nemo-hf demo | train | extract | evaluate | report | push | info`."""
+"""The command line: `nemo-hf demo | train | learn-masks | extract | evaluate | report | push | info`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
+
+from .cli_output import print_demo, print_modules, print_report, print_values, write_json
 
 
 # What only some commands need (datasets, training, the demo) is imported inside them.
@@ -28,7 +29,7 @@ def demo(arguments: list[str]) -> dict[str, Any]:
     start = time.time()
     report.update(run_demo(args.output, args.seed, args.gates))
     report["seconds"] = time.time() - start
-    _print_demo(report, args.output)
+    print_demo(report, args.output)
     return report
 
 
@@ -85,22 +86,87 @@ def train(arguments: list[str]) -> dict[str, Any]:
     report.update({single: masks.retention()}, cohesion=statistics.cohesion(), coupling=masks.coupling())
     if training_args.push_to_hub:
         trainer.push_to_hub()
-    _print_values(report)
+    print_values(report)
     option = "--labels" if group_column is None else "--groups"
     print(f"Saved to {training_args.output_dir}. Next: nemo-hf extract {training_args.output_dir} {option} …")
     return report
 
 
+def learn_masks(arguments: list[str]) -> dict[str, Any]:
+    """Learn masks for a plain classifier that is trained already; its weights stay as they are."""
+    from transformers import HfArgumentParser
+
+    from . import task_data, tasks
+
+    parser = HfArgumentParser(
+        task_data.DataArguments, prog="nemo-hf learn-masks", description=learn_masks.__doc__, parents=[_common()]
+    )
+    parser.add_argument("checkpoint", help="a trained classifier: a folder or a repository on the Hub")
+    parser.add_argument("--output", help="folder for the classifier and its masks; by default the checkpoint's own")
+    parser.add_argument("--target_retention", type=float, default=0.2, help="share of neurons that a label may keep")
+    parser.add_argument("--num_epochs", type=int, default=10, help="passes over the data (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=64, help="samples per batch (default: %(default)s)")
+    parser.add_argument(
+        "--target_modules", default="all", help="all, ffn, attention, or a regular expression of layers"
+    )
+    parser.add_argument("--skip_first_blocks", type=int, default=1, help="blocks that keep all neurons")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--revision", default="main", help="revision on the Hub")
+    parser.add_argument("--token", help="access token for the Hub")
+    data_args, args = parser.parse_args_into_dataclasses(args=arguments)
+    report: dict[str, Any] = {}
+    from torch.utils.data import DataLoader
+    from transformers import set_seed
+
+    from . import mask_learning
+    from .errors import NemoValueError
+    from .labels import ids_by_name
+
+    output = Path(args.output or args.checkpoint)
+    if args.output is None and not output.is_dir():
+        raise NemoValueError(f"{args.checkpoint} is no folder: name one for the masks with --output.")
+    hub = {"revision": args.revision, "token": args.token}
+    split = task_data.load_train_split(data_args, args.seed)
+    columns = task_data.find_columns(split, data_args)
+    model = tasks.load_checkpoint(args.checkpoint, columns.is_image, **hub)
+    processor = tasks.processor_of(args.checkpoint, model, **hub)
+    dataset = task_data.encode(split, columns, processor, ids_by_name(model.config), data_args.max_length)
+    set_seed(args.seed)  # the order of the samples
+    batches = DataLoader(
+        dataset, args.batch_size, shuffle=True, collate_fn=task_data.collator(processor, columns.is_image)
+    )
+    options = ("target_modules", "skip_first_blocks", "target_retention", "num_epochs", "seed")
+    masks = mask_learning.learn_masks(model, batches, **{name: getattr(args, name) for name in options})
+    if args.output is not None:
+        model.save_pretrained(output)
+        processor.save_pretrained(output)
+    masks.save_pretrained(output)
+    report.update(single_label_retention=masks.retention(), coupling=masks.coupling())
+    print_values(report)
+    print(f"Saved to {output}. Next: nemo-hf extract {output} --labels …")
+    return report
+
+
 def extract(arguments: list[str]) -> dict[str, Any]:
-    """Cut the module for some labels out of a modular checkpoint; needs the statistics beside it, but no data."""
+    """Cut the module for some labels out of a checkpoint; needs the statistics, or masks, beside it, but no data."""
     parser = _parser("extract", extract.__doc__)
-    parser.add_argument("checkpoint", help="a modular checkpoint: a folder or a repository on the Hub")
+    parser.add_argument(
+        "checkpoint", help="a folder or a repository on the Hub: a modular checkpoint, or one with learnt masks"
+    )
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--labels", nargs="+", help="names or ids of the labels, in the order wanted")
     chosen.add_argument("--groups", nargs="+", help="groups of samples, of a model trained with --group_column")
     parser.add_argument("--output", required=True, help="folder for the module")
-    parser.add_argument("--threshold", type=float, default=0.9, help="share of a label's samples that open a neuron")
-    parser.add_argument("--gates", choices=("mean", "binary"), default="mean", help="what multiplies a kept neuron")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="share of a label's samples that open a neuron (default: 0.9); not for learnt masks",
+    )
+    parser.add_argument(
+        "--gates",
+        choices=("mean", "binary"),
+        help="what multiplies a kept neuron (default: mean; of learnt masks: binary)",
+    )
     parser.add_argument(
         "--layout", choices=("ragged", "stock", "auto"), default="ragged", help="stock: the plain class can load it"
     )
@@ -109,13 +175,22 @@ def extract(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--token", help="access token for the Hub")
     args = parser.parse_args(arguments)
     report: dict[str, Any] = {}
-    from . import AutoModularModel, NeuronStatistics, extract_module, metrics, save_module
+    from . import ModuleMasks, NeuronStatistics, extract_module, metrics, save_module
+    from .auto import load_parent
+    from .errors import NemoValueError
     from .labels import ids_by_name
+    from .masking import is_masked
     from .tasks import processor_of
 
     hub = {"revision": args.revision, "token": args.token}
-    model = AutoModularModel.from_pretrained(args.checkpoint, **hub)
-    masks = NeuronStatistics.from_pretrained(args.checkpoint, **hub).module_masks(args.threshold, args.uniform)
+    model = load_parent(args.checkpoint, **hub)
+    if is_masked(model):
+        statistics = NeuronStatistics.from_pretrained(args.checkpoint, **hub)
+        masks = statistics.module_masks(0.9 if args.threshold is None else args.threshold, args.uniform)
+    elif args.threshold is not None or args.uniform:
+        raise NemoValueError(f"{args.checkpoint} is a plain model: learnt masks have no --threshold and no --uniform.")
+    else:
+        masks = ModuleMasks.from_pretrained(args.checkpoint, **hub)
     labels = args.labels and [_name_or_number(label, ids_by_name(model.config)) for label in args.labels]
     groups = args.groups and [_name_or_number(group, masks) for group in args.groups]
     module = extract_module(model, masks, labels, gates=args.gates, layout=args.layout, groups=groups)
@@ -128,7 +203,7 @@ def extract(arguments: list[str]) -> dict[str, Any]:
         parameters=metrics.count_parameters(module),
         bytes=(Path(args.output) / "model.safetensors").stat().st_size,
     )
-    _print_values(report)
+    print_values(report)
     print(f"Saved to {args.output}.")
     return report
 
@@ -173,7 +248,7 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
         report.update(
             single_label_retention=masks.retention(), cohesion=statistics.cohesion(), coupling=masks.coupling()
         )
-    _print_values(report)
+    print_values(report)
     return report
 
 
@@ -215,7 +290,7 @@ def report(arguments: list[str]) -> dict[str, Any]:
     figures = write_report(
         args.checkpoint, args.output, batches, args.threshold, groups, args.max_pair_labels, model=model, **hub
     )
-    _print_report(figures)
+    print_report(figures)
     print(f"Written to {args.output}. Open {Path(args.output) / 'report.html'} in a browser.")
     return figures
 
@@ -241,7 +316,7 @@ def push(arguments: list[str]) -> dict[str, Any]:
     modules = args.folders[0] if len(args.folders) == 1 else args.folders
     commit = push_modules(args.repo_id, modules, **options)
     report = {"commit": commit.oid, "commit_url": commit.commit_url, "pull_request": commit.pr_url}
-    _print_values(report)
+    print_values(report)
     return report
 
 
@@ -257,19 +332,17 @@ def info(arguments: list[str]) -> dict[str, Any]:
 
     report = describe_checkpoint(args.checkpoint, args.revision, args.token, args.subfolder)
     shown = {name: value for name, value in report.items() if name not in ("modules", "neurons_per_layer")}
-    _print_values(
+    print_values(
         {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in shown.items()}
     )
-    for module in report.get("modules", ()):
-        accuracy = f"  accuracy {module['accuracy']:.4g}" if "accuracy" in module else ""
-        sizes = f"{module['neuron_retention']:.1%} of the neurons, {module['parameters']:,} parameters"
-        print(f"  {module['name']:30}  --subfolder {module['folder']:30}  {sizes}{accuracy}")
+    print_modules(report.get("modules", ()))
     return report
 
 
 COMMANDS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "demo": demo,
     "train": train,
+    "learn-masks": learn_masks,
     "extract": extract,
     "evaluate": evaluate,
     "report": report,
@@ -285,7 +358,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="nemo-hf",
         description="Train modular classifiers and cut out small modules.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"  {name:10}{command.__doc__}" for name, command in COMMANDS.items()),
+        epilog="\n".join(f"  {name:13}{command.__doc__}" for name, command in COMMANDS.items()),
     )
     parser.add_argument("command", choices=COMMANDS, help="what to do; `nemo-hf COMMAND --help` lists its options")
     name = parser.parse_args(arguments[:1]).command
@@ -298,7 +371,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         report = COMMANDS[name](own_arguments)
         if common.json:
-            _write_json(common.json, report)
+            write_json(common.json, report)
     except (NemoError, OSError, ValueError) as error:
         if common.debug:
             raise
@@ -319,61 +392,8 @@ def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"nemo-hf {name}", description=description, parents=[_common()])
 
 
-def _write_json(path: str, report: dict[str, Any]) -> None:
-    from .files import atomic_path, finite
-
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(finite(report), indent=2) + "\n")
-
-
 def _name_or_number(text: str, known: Container[str | int]) -> str | int:
     return int(text) if text.isdigit() and text not in known else text
-
-
-def _print_values(report: dict[str, Any]) -> None:
-    for name, value in report.items():
-        print(f"{name:32}{f'{value:.4g}' if isinstance(value, float) else value}")
-
-
-def _print_report(figures: dict[str, Any]) -> None:
-    owner = "labels" if figures["grouped_by"] is None else "groups"
-    values = {
-        owner: len(figures[owner]),
-        "modules in the table": len(figures["modules"]),
-        f"neurons kept for one {owner[:-1]}": figures["neuron_retention"],
-        "coupling": figures["coupling"],
-    }
-    if "evaluation" in figures:
-        values["accuracy before cutting"] = figures["evaluation"]["modular_accuracy"]
-    _print_values(values)
-
-
-def _print_demo(report: dict[str, Any], output: str) -> None:
-    other = {"mean": "binary", "binary": "mean"}[report["gates"]]
-    header = ("labels", f"acc. {report['gates']}", f"acc. {other}", "acc. plain", "neurons", "parameters", "bytes")
-    print("  ".join(f"{name:>11}" for name in (*header, "latency", "difference")))
-    for module in report["modules"]:
-        several = len(module["labels"]) > 1  # with one label there is nothing to choose between
-        accuracies = (module["accuracy"], module["other_gates_accuracy"], module["plain_accuracy"])
-        cells = [",".join(map(str, module["labels"])), *(f"{value:.1%}" if several else "-" for value in accuracies)]
-        cells += [f"{module['neuron_retention']:.1%}", f"{module['parameter_retention']:.1%}", f"{module['bytes']:,}"]
-        cells += [f"{module['latency_ratio']:.2f} x", f"{module['logit_difference']:.1e}"]
-        print("  ".join(f"{cell:>11}" for cell in cells))
-    summary = {
-        "plain model, all labels": f"{report['plain_accuracy']:.1%}",
-        "modular model, all labels": f"{report['modular_accuracy']:.1%}",
-        f"modules of label pairs, {report['gates']} gates": f"{report['pair_accuracy']:.1%}",
-        f"modules of label pairs, {other} gates": f"{report['pair_other_gates_accuracy']:.1%}",
-        "plain model, label pairs": f"{report['pair_plain_accuracy']:.1%}",
-        "neurons kept for one label": f"{report['neuron_retention']:.1%}",
-        "cohesion, coupling": f"{report['cohesion']:.2f}, {report['coupling']:.2f}",
-        "largest logit difference to the parent": f"{report['max_logit_difference']:.1e}",
-        "after reloading in a fresh process": f"{report['reload_difference']:.1e}",
-    }
-    print("\nModules are measured as cut, without fine-tuning.")
-    for name, value in summary.items():
-        print(f"{name:42}{value}")
-    print(f"Saved to {output} in {report['seconds']:.0f} s.")
 
 
 if __name__ == "__main__":

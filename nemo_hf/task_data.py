@@ -80,6 +80,19 @@ def load_split(data: DataArguments, split: str | None = None) -> Dataset:
     return splits[candidates[0]]
 
 
+def load_train_split(data: DataArguments, seed: int) -> Dataset:
+    """
+    The split to train on, `max_train_samples` random samples of it.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: if there is no such split.
+    """
+    split = load_split(data, data.train_split)
+    if data.max_train_samples:
+        return split.shuffle(seed=seed).select(range(min(len(split), data.max_train_samples)))
+    return split
+
+
 def load_splits(data: DataArguments, seed: int, group_column: str | None) -> tuple[Dataset, Dataset]:
     """
     The splits to train and to evaluate on. Texts in the group column become `ClassLabel`, the same in both.
@@ -87,9 +100,7 @@ def load_splits(data: DataArguments, seed: int, group_column: str | None) -> tup
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: if there is no such split or column.
     """
-    train, evaluation = load_split(data, data.train_split), load_split(data, data.eval_split)
-    if data.max_train_samples:
-        train = train.shuffle(seed=seed).select(range(min(len(train), data.max_train_samples)))
+    train, evaluation = load_train_split(data, seed), load_split(data, data.eval_split)
     if data.max_eval_samples:
         evaluation = evaluation.select(range(min(len(evaluation), data.max_eval_samples)))
     if group_column is None:

@@ -8,10 +8,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PillowImage
+from transformers import ViTImageProcessorPil
 
-from nemo_hf import NeuronStatistics, cli, demo
+from nemo_hf import AutoModularModel, ModuleMasks, NeuronStatistics, cli, demo, remove_masks
 
 
 LABELS = ["dark", "light", "striped"]
@@ -202,3 +204,45 @@ def test_demo_in_small(tmp_path, monkeypatch, capsys):
     }
     assert all(keys <= set(module) for module in figures["modules"])
     assert "Modules are measured as cut, without fine-tuning." in capsys.readouterr().out
+
+
+def test_learnt_masks_of_a_plain_model(image_run, tmp_path, capsys):
+    plain, module, data = (str(path) for path in (tmp_path / "plain", tmp_path / "module", image_run / "data"))
+    model = remove_masks(AutoModularModel.from_pretrained(image_run / "model"))
+    model.save_pretrained(plain)
+    ViTImageProcessorPil.from_pretrained(image_run / "model").save_pretrained(plain)
+    weights = (tmp_path / "plain" / "model.safetensors").read_bytes()
+    extract = ["extract", plain, "--labels", "striped", "light", "--output", module]
+    assert cli.main(extract) == 1
+    assert "There is no module_masks.safetensors" in capsys.readouterr().err
+
+    learn = ["learn-masks", plain, "--dataset_name", data, "--num_epochs", "6", "--batch_size", "2"]
+    assert cli.main([*learn, "--json", str(tmp_path / "learn.json")]) == 0
+    figures = json.loads((tmp_path / "learn.json").read_text())
+    assert 0 < figures["single_label_retention"] < 1
+    assert (tmp_path / "plain" / "model.safetensors").read_bytes() == weights
+    masks = ModuleMasks.from_pretrained(plain)
+    assert masks.labels == ["dark", "light", "striped"]
+
+    assert cli.main(extract) == 0
+    nemo = json.loads((tmp_path / "module" / "config.json").read_text())["nemo"]
+    assert (nemo["gates"], nemo["labels"]) == ("binary", ["striped", "light"])
+    assert nemo["neuron_retention"] == pytest.approx(masks.retention(["striped", "light"]))
+    assert cli.main(["evaluate", module, "--dataset_name", data]) == 0
+    assert cli.main([*extract, "--threshold", "0.5"]) == 1
+    assert "learnt masks have no --threshold and no --uniform" in capsys.readouterr().err
+
+    elsewhere = str(tmp_path / "elsewhere")
+    assert cli.main([*learn, "--output", elsewhere]) == 0
+    again = ModuleMasks.from_pretrained(elsewhere)
+    assert all(torch.equal(masks[label][name], again[label][name]) for label in masks.labels for name in masks.layers)
+    assert cli.main(["extract", elsewhere, "--labels", "dark", "--output", str(tmp_path / "dark")]) == 0
+
+
+def test_masks_are_learnt_for_plain_models_and_need_a_folder(image_run, tmp_path, capsys):
+    data = ["--dataset_name", str(image_run / "data")]
+    assert cli.main(["learn-masks", "someone/model", *data]) == 1
+    assert "someone/model is no folder: name one for the masks with --output" in capsys.readouterr().err
+    assert cli.main(["learn-masks", str(image_run / "model"), *data, "--output", str(tmp_path / "out")]) == 1
+    assert "This model has mask generators" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
