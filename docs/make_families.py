@@ -109,7 +109,7 @@ def _cut(model: PreTrainedModel, parts: Sequence[Any], masked: set[str]) -> Iter
         before = 2 * width if part.query == part.value else 0
         head = {part.value: torch.arange(_neurons(model, part.value)) < before + size}
         smaller = _smaller(model, units)
-        if part.value in masked and part.value in _smaller(model, head):
+        if part.value in masked and part.output in _smaller(model, head):
             yield "heads"
         if part.query in smaller:
             yield "pairs of attention units" if part.rotary else "attention units"

@@ -288,8 +288,9 @@ def _check_entry(architecture: Architecture) -> None:
     for chain in architecture.chains:
         if not isinstance(chain, Chain) or not chain.steps:
             raise NemoValueError(f"A chain of the architecture {model_type!r} has no steps: {chain!r}.")
-    if architecture.stream and all(chain.reader is not None for chain in architecture.chains):
+    others = architecture.chains[:-1]
+    if architecture.stream and (not others or any(chain.reader is not None for chain in others)):
         raise NemoValueError(
-            f"The architecture {model_type!r} describes a `stream`, but has no chain that writes to one: a chain "
-            "without a `reader`."
+            f"The architecture {model_type!r} describes a `stream`, to which its chains write, but one of them has a "
+            "`reader`. Only the last may have one."
         )

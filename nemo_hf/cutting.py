@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .architectures import Attention, Chain, FeedForward
+from .heads import place_heads
 from .resolution import (
     constant_at_zero,
     is_depthwise,
@@ -21,7 +22,7 @@ from .resolution import (
     resolve_parts,
     resolve_streams,
 )
-from .slicing import PADDING, folded_bias, padded, padded_heads, per_query_head, take_columns, take_groups, take_rows
+from .slicing import PADDING, folded_bias, padded, padded_heads, take_columns, take_groups, take_rows
 from .slim import layer_sizes
 
 
@@ -57,7 +58,7 @@ def cut(
         The state dict of the slim model, and the shapes with which [`~nemo_hf.slim.resize_layers`] makes room for it
         (none for stock sizes, which the configuration says).
     """
-    cutter = Cutter(model, held, stock)
+    cutter = Cutter(model, held, stock, share_heads=stock is None)
     cutter.cut_heads(heads, torch.tensor(label_ids))
     cutter.cut_parts()
     shapes = {} if stock else {kind: entries for kind, entries in cutter.shapes.items() if entries}
@@ -67,10 +68,17 @@ def cut(
 class Cutter:
     """Reads the live layers of one model, writes sliced tensors and shapes."""
 
-    def __init__(self, model: PreTrainedModel, held: Mapping[str, torch.Tensor], stock: StockSizes | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        held: Mapping[str, torch.Tensor],
+        stock: StockSizes | None = None,
+        share_heads: bool = True,
+    ):
         self.model = model
         self.held = held
         self.stock = stock
+        self.share_heads = share_heads  # whether units of v may move to another head
         self.head_sizes: list[tuple[int, int]] = []  # per attention: heads of keys and values, and their size
         self.hidden_sizes: list[int] = []  # per feed-forward layers
         self.heads: set[str] = set()
@@ -110,50 +118,28 @@ class Cutter:
     # ---- Attention ----
 
     def cut_attention(self, part: Attention) -> None:
-        """
-        Units of q ∧ k and of v per head, all heads of the layer padded to one size, heads without v dropped.
-
-        With grouped-query attention "head" is a head of keys and values; the query heads that share it go with it.
-        """
+        """The units that [`place_heads`] keeps, and what else belongs to heads."""
         owner = self.model.get_submodule(part.layer)
         head_size: int = getattr(owner, part.head_size[0])
-        width = layer_sizes(self.model.get_submodule(part.output))[0]
-        gates = self._projection_gates(part, width)
-        num_groups = len(gates[1]) // head_size
-        per_group = width // len(gates[1])  # query heads that share one head of keys and values
-        query = (gates[0] > 0).view(num_groups, per_group, head_size)
-        key, value = ((gate > 0).view(num_groups, head_size) for gate in gates[1:])
-        groups = value.any(1).nonzero().flatten()
-        if part.shared_head_bias is not None or (self.stock and self.stock.num_heads is None):
-            groups = torch.arange(num_groups)
-        elif len(groups) == 0:
-            groups = torch.tensor([0])  # transformers' attention needs a head: zero units, whose output is zero
-        scores = self._score_units(part, query, key, groups)
-        size, value_size = (max(1, int(units[groups].sum(1).max())) for units in (scores, value))
-        if not part.own_value_size:
-            size = value_size = max(size, value_size)
-        if part.rotary:
-            size = value_size = size + size % 2
-        self.head_sizes.append((len(groups), size))
-        if self.stock:
-            size = value_size = self.stock.head_size or head_size
-        score_index = self._score_index(part, scores, groups, size)
-        value_index = padded_heads(value, groups, value_size)
-        if self.stock and self.stock.num_heads:
-            groups = padded(groups, self.stock.num_heads)
-            score_index, value_index = (padded(index, len(groups) * size) for index in (score_index, value_index))
-        query_index = per_query_head(score_index, per_group, head_size, size)
-        scale = math.sqrt(size / head_size) if part.inline_scale or self.stock else 1.0
-        self._write_projections(part, (query_index, score_index, value_index), (gates[0] * scale, *gates[1:]))
-        self._residual_write(part.output, per_query_head(value_index, per_group, head_size, value_size))
-        num_heads = len(groups) * per_group
-        if (num_heads, size) != (num_groups * per_group, head_size):
-            attributes = dict.fromkeys(part.num_heads, num_heads) | dict.fromkeys(part.head_size, size)
-            self.shapes["attributes"][part.layer] = attributes | dict.fromkeys(part.all_head_size, num_heads * size)
-        if num_heads < num_groups * per_group:
-            heads = groups[:, None] * per_group + torch.arange(per_group)
-            heads = torch.where(groups[:, None] == PADDING, PADDING, heads).flatten()
-            self._cut_heads(part, heads, num_groups * per_group)
+        gates = self._projection_gates(part, layer_sizes(self.model.get_submodule(part.output))[0])
+        stock = (self.stock.num_heads, self.stock.head_size) if self.stock else None
+        heads = place_heads(part, gates, head_size, stock, self.share_heads)
+        self.head_sizes.append((len(heads.kept), heads.size))
+        scale = math.sqrt(heads.size / head_size) if part.inline_scale or self.stock else 1.0
+        self._write_projections(part, (heads.query, heads.key, heads.value), (gates[0] * scale, *gates[1:]))
+        self._residual_write(part.output, heads.output)
+        if heads.rotary is not None:
+            self.tensors[f"{part.layer}.rotary_index"] = heads.rotary
+            self.shapes["rotary"][part.layer] = heads.size
+        per_head = len(gates[0]) // len(gates[1])  # query heads that share a head of keys and values
+        num_heads, old_heads = len(heads.kept) * per_head, len(gates[0]) // head_size
+        if (num_heads, heads.size) != (old_heads, head_size):
+            sizes = {part.num_heads: num_heads, part.head_size: heads.size, part.all_head_size: num_heads * heads.size}
+            names = {name: size for attributes, size in sizes.items() for name in attributes}
+            self.shapes["attributes"][part.layer] = names
+        if num_heads < old_heads:
+            kept = heads.kept[:, None] * per_head + torch.arange(per_head)
+            self._cut_heads(part, torch.where(heads.kept[:, None] == PADDING, PADDING, kept).flatten(), old_heads)
 
     def _cut_heads(self, part: Attention, heads: torch.Tensor, num_heads: int) -> None:
         """What else belongs to single heads: only that of the kept ones."""
@@ -175,40 +161,17 @@ class Cutter:
             return tuple(self.gates(part.query).split(width))
         return self.gates(part.query), self.gates(part.key), self.gates(part.value)
 
-    def _score_units(
-        self, part: Attention, query: torch.Tensor, key: torch.Tensor, groups: torch.Tensor
-    ) -> torch.Tensor:
-        """Units of the score product that are needed, `(num_groups, head_size)`."""
-        if part.unit_norms:
-            return torch.ones_like(key)
-        if part.cosine:
-            return key | query.any(1)  # a unit that only one side has is part of that side's norm
-        if not part.rotary:
-            return key & query.any(1)  # a unit counts only if both sides have it
-        # A rotation mixes units i and i + head_size / 2, and all heads of the layer share its angles.
-        half = key.shape[1] // 2
-        pairs = key.view(-1, 2, half).any(1) & query.any(1).view(-1, 2, half).any(1)
-        return pairs[groups].any(0).repeat(2).expand_as(key)
-
-    def _score_index(self, part: Attention, scores: torch.Tensor, groups: torch.Tensor, size: int) -> torch.Tensor:
-        head_size = scores.shape[1]
-        if not part.rotary or size == head_size:
-            keep = torch.ones_like(scores) if part.rotary or part.unit_norms else scores
-            return padded_heads(keep, groups, size)
-        pairs = scores[0, : head_size // 2].nonzero().flatten()
-        unit = torch.full((2, size // 2), PADDING)
-        unit[0, : len(pairs)], unit[1, : len(pairs)] = pairs, pairs + head_size // 2
-        unit = unit.flatten()
-        self.tensors[f"{part.layer}.rotary_index"] = unit.clamp(min=0)
-        self.shapes["rotary"][part.layer] = size
-        return torch.where(unit == PADDING, PADDING, groups[:, None] * head_size + unit).flatten()
-
     def _write_projections(
         self, part: Attention, indices: tuple[torch.Tensor, ...], gates: tuple[torch.Tensor, ...]
     ) -> None:
         if part.query != part.key:
             for name, index, gate in zip((part.query, part.key, part.value), indices, gates, strict=True):
-                self._cut_layer(name, rows=index, gates=gate)
+                filled = index != PADDING
+                if self.stock or 2 * filled.sum() > len(index):
+                    self._cut_layer(name, rows=index, gates=gate)
+                else:  # mostly padding: computing the units that are there and scattering them is faster, and smaller
+                    self._cut_layer(name, rows=index[filled], gates=gate)
+                    self._scatter(name, filled.nonzero().flatten(), len(index))
             return
         shifted = [
             torch.where(index == PADDING, PADDING, index + i * len(gates[0])) for i, index in enumerate(indices)
@@ -279,9 +242,10 @@ class Cutter:
         else:
             last = part.steps[-1]
             written = self.writes.get(last.layer)
-            if written is not None:  # places among the channels that are left
-                inputs, width = (written.cumsum(0) - 1)[inputs.clamp(min=0)], int(written.sum())
-            self._scatter(last.norm or last.layer, inputs, width)
+            places = inputs
+            if written is not None:  # among the channels that are left; that of a zero channel may be PADDING still
+                places, width = (written.cumsum(0) - 1)[inputs.clamp(min=0)], int(written.sum())
+            self._scatter(last.norm or last.layer, places, width)
 
     def _channels(self, part: Chain) -> tuple[list[torch.Tensor], list[tuple[torch.Tensor, torch.Tensor] | None]]:
         """Per step the index of its kept channels, and for a grouped convolution its outputs and inputs by group."""
@@ -358,9 +322,11 @@ class Cutter:
             self.tensors[f"{name}.bias"] = take_rows(bias, rows, gates)
         sizes, old = [weight.shape[1], weight.shape[0]], list(layer_sizes(layer))
         if isinstance(layer, nn.Conv2d):
-            number = len(groups[0]) if groups is not None else len(rows) if is_depthwise(layer) else 1
+            number = len(groups[0]) if groups is not None else len(rows) if is_depthwise(layer) else layer.groups
             sizes, old = [sizes[0] * number, sizes[1], number], [*old, layer.groups]
-        if sizes != old and not (name in self.heads and sizes[0] == old[0]):
+        if name in self.heads:
+            sizes, old = sizes[:1], old[:1]
+        if sizes != old:
             self.shapes["layers"][name] = sizes
 
     def _cut_norm(self, name: str, rows: torch.Tensor, gates: torch.Tensor) -> None:
@@ -381,7 +347,7 @@ class Cutter:
         self._scatter(name, rows, len(gates))
 
     def _scatter(self, name: str, rows: torch.Tensor, width: int) -> None:
-        """Put a cut layer inside one that scatters its outputs to the full width."""
+        """Put a cut layer inside one that scatters its outputs to a wider output."""
         if len(rows) == width:
             return
         inner = "layer" if isinstance(self.model.get_submodule(name), nn.Conv2d | nn.BatchNorm2d) else "linear"

@@ -123,7 +123,9 @@ def constant_at_zero(model: nn.Module, activation: str | None) -> float:
     if activation is None:
         return 0.0
     with torch.no_grad():  # on the CPU even where transformers makes a model on the meta device
-        return model.get_submodule(activation)(torch.zeros(1, device="cpu")).item()
+        layer = model.get_submodule(activation)
+        like = next((tensor for tensor in layer.parameters() if not tensor.is_meta), torch.zeros(1, device="cpu"))
+        return layer.forward(like.new_zeros(1)).item()  # without its hooks
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -171,38 +173,41 @@ class _Resolver:
 
     def streams(self, parts: list[tuple[int, Part]]) -> list[ResidualStream]:
         """
-        Streams of one width that follow each other count as one. Where the first is not added to the second, readers
-        keep more than they need.
+        The streams that channels may leave, one of each width, since what is added up has one width. Where two of one
+        width are never added, their readers keep more than they need.
         """
         entry = self.architecture.stream
         if entry is None:
             return []
         chains = [part for _, part in parts if isinstance(part, Chain)]
-        found: list[ResidualStream] = []
+        found: dict[int, ResidualStream] = {}
         before: ResidualStream | None = None  # what the last chain has read
         stream: ResidualStream | None = None  # what it has written to; the first one reads the images
         for chain in chains:
-            source = before if chain.shortcut else stream
-            first, last = chain.steps[0], chain.steps[-1]
+            before = source = before if chain.shortcut else stream
             if source is not None:
-                self._read(source, first.layer)
-            before = source
+                self._read(source, chain.steps[0].layer)
             if chain.reader is None:
-                width = slim.layer_sizes(self.layers[last.layer])[1]
-                if stream is None or stream.width != width:
-                    stream = ResidualStream(width)
-                    found.append(stream)
-                stream.writers.append(last.layer)
+                width = slim.layer_sizes(self.layers[chain.steps[-1].layer])[1]
+                stream = found.setdefault(width, ResidualStream(width))
+                stream.writers.append(chain.steps[-1].layer)
         if entry.reader is not None and stream is not None:
             self._require("stream.reader", entry.reader, (nn.Linear, nn.Conv2d))
             self._read(stream, entry.reader)
         if self._moves_zero(entry, chains):
             return []
-        return [stream for stream in found if all(layer_groups(self.layers[name]) == 1 for name in stream.readers)]
+        return [stream for stream in found.values() if not any(map(self._has_groups, stream.readers))]
+
+    def _has_groups(self, name: str) -> bool:
+        return layer_groups(self.layers[name]) > 1
 
     def _read(self, stream: ResidualStream, name: str) -> None:
-        if slim.layer_sizes(self.layers[name])[0] % stream.width:
-            raise self._mismatch("stream", f"{name} (to read {stream.width} channels)", self.layers[name])
+        layer = self.layers[name]
+        features, rest = divmod(slim.layer_sizes(layer)[0], stream.width)
+        if rest or (
+            features > 1 and not isinstance(layer, nn.Linear)
+        ):  # flattened channels have several features each
+            raise self._mismatch("stream", f"{name} (to read {stream.width} channels)", layer)
         stream.readers.append(name)
 
     def _moves_zero(self, entry: Stream, chains: list[Chain]) -> bool:

@@ -69,8 +69,9 @@ class ScatterLinear(_Scatter):
     """
     A linear layer that computes some units of a wider output and leaves the others zero.
 
-    It stands where a layer writes to the residual stream: the stream keeps its width, the units that no label needs
-    are gone. The computation sits in the ordinary `linear` inside, which adapters such as LoRA can target.
+    It stands where a layer writes to the residual stream, which is wider, and where most units of a projection would
+    be padding of its heads. The computation sits in the ordinary `linear` inside, which adapters such as LoRA can
+    target.
 
     Args:
         linear (`nn.Linear` or `Conv1D`): computes the kept units.
@@ -92,15 +93,14 @@ class ScatterLinear(_Scatter):
 
 class ScatterChannels(_Scatter):
     """
-    The same for channels: the last convolution of a residual branch, or the norm behind it, at the ends of which the
-    stream keeps its width.
+    The same for channels: the last convolution of a residual branch, or the norm behind it.
 
     Args:
         layer (`nn.Conv2d` or `nn.BatchNorm2d`): computes the kept channels.
         width (`int`): number of channels of the output.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, width, height, width)`.
+        `torch.Tensor` of shape `(batch_size, width, rows, columns)`.
     """
 
     def __init__(self, layer: nn.Module, width: int):
@@ -239,9 +239,9 @@ def resize_layers(model: nn.Module, shapes: dict[str, Any]) -> None:
         model (`nn.Module`): a model with the sizes of the parent.
         shapes (`dict`): each entry may be missing.
             `"layers"`: name → `[inputs, outputs]`, for a convolution `[inputs, outputs, groups]`, for a norm
-            `[channels]`. `"scatter"`: name → width of the output in which the layer's outputs get their places.
-            `"attributes"`: sub-layer → attribute → number. `"parameters"`: name → shape. `"rotary"`: attention
-            sub-layer → size of its heads.
+            `[channels]`, for a classifier `[inputs]`: its outputs follow `num_labels`. `"scatter"`: name → width of
+            the output in which the outputs of the layer get their places. `"attributes"`: sub-layer → attribute →
+            number. `"parameters"`: name → shape. `"rotary"`: attention sub-layer → size of its heads.
 
     Raises:
         [`~nemo_hf.errors.CheckpointError`]: if a name or a size does not fit the model.
@@ -250,6 +250,8 @@ def resize_layers(model: nn.Module, shapes: dict[str, Any]) -> None:
     tables = _tables(shapes)
     for name, sizes in tables["layers"].items():
         old = layers.get(name)
+        if isinstance(old, nn.Linear) and isinstance(sizes, list) and len(sizes) == 1:
+            sizes = [*sizes, old.out_features] if old.out_features == model.config.num_labels else sizes
         if not _are_sizes(sizes, old):
             raise CheckpointError(f"Damaged module: {name!r} cannot become a layer of sizes {sizes!r}.")
         with warnings.catch_warnings():

@@ -45,7 +45,7 @@ def stock_sizes(model: PreTrainedModel, held: Mapping[str, torch.Tensor]) -> Sto
     if reason is not None:
         raise UnsupportedModelError(f"There is no stock layout for this module: {reason}.")
     layout = resolve_architecture(model).stock
-    cutter = Cutter(model, held)
+    cutter = Cutter(model, held, share_heads=False)
     cutter.cut_parts()
     num_heads = max((number for number, _ in cutter.head_sizes), default=0)
     if layout.divides:

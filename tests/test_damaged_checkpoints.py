@@ -9,9 +9,11 @@ from models import (
     BERT,
     CASES,
     DEIT_TEACHER,
+    RESNET,
     VIT,
     Samples,
     assert_same_state,
+    case_of,
     modular_parent,
     module_masks,
     over_two_models,
@@ -263,11 +265,13 @@ def test_a_module_never_replaces_its_parent(tmp_path):
         save_module(module, tmp_path / "module", metrics={"accuracy": 97})
 
 
-def test_a_module_for_other_labels_says_so(tmp_path):
-    saved_module(VIT, tmp_path / "module")
+@pytest.mark.parametrize("case", [VIT, RESNET, case_of("MobileNetV2ForImageClassification")], ids=str)
+def test_a_module_for_other_labels_says_so(case, tmp_path):
+    saved_module(case, tmp_path / "module")
     names = ["oak", "elm", "ash"]
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    tuned = VIT.auto_class.from_pretrained(tmp_path / "module", ignore_mismatched_sizes=True, **labels)
+    tuned = case.auto_class.from_pretrained(tmp_path / "module", ignore_mismatched_sizes=True, **labels)
+    assert tuned(**case.inputs()).logits.shape[1] == 3
     save_module(tuned, tmp_path / "tuned")
     assert "# Module for oak, elm, ash" in (tmp_path / "tuned" / "README.md").read_text()
     assert describe_checkpoint(tmp_path / "tuned")["labels"] == names

@@ -233,8 +233,9 @@ def test_lora_on_a_module(case, tmp_path):
     before = logits(module, inputs)
     assert module.name_or_path == ""  # not the parent's: the adapter names its base by it
     module.save_pretrained(tmp_path / "module")
-    targets = ["q_proj", "query", "linear"]  # `linear` is inside the layers that write to the residual stream
-    adapted = peft.get_peft_model(module, peft.LoraConfig(target_modules=targets, modules_to_save=["classifier"], r=4))
+    # Some layers have their linear layer inside; a suffix such as "q_proj" would name these, too.
+    lora = peft.LoraConfig(target_modules="all-linear", modules_to_save=["classifier"], r=4)
+    adapted = peft.get_peft_model(module, lora)
     scatters = [layer for layer in adapted.modules() if isinstance(layer, ScatterLinear)]
     assert scatters
     assert all(isinstance(layer.linear, peft.tuners.lora.Linear) for layer in scatters)

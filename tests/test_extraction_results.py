@@ -3,6 +3,7 @@
 
 import base64
 import json
+import math
 
 import numpy as np
 import pytest
@@ -32,11 +33,19 @@ def expected_parameters(parent, held, labels):
         q, k, v, o, up, down = (kept[name] for name in names[start : start + 6])
         width = len(o)
         similarity, values = (q & k).view(HEADS, HEAD_SIZE).sum(1), v.view(HEADS, HEAD_SIZE).sum(1)
-        heads = values > 0
-        size = int(torch.maximum(similarity, values)[heads].max())
-        units = int(heads.sum()) * size
+        alike = (values > 0) & (similarity == 0)  # they attend to all tokens alike
+        own = (values > 0) & (similarity > 0) if alike.sum() > 1 else values > 0
+        alike &= ~own
+        size = max([1, *torch.maximum(similarity, values)[own].tolist()])
+        number = int(own.sum())
+        if alike.any():
+            several = [(math.ceil(int(values[alike].sum()) / size), size) for size in range(size, HEAD_SIZE + 1)]
+            possible = [(number + more, size) for more, size in several if more <= alike.sum()]
+            number, size = min(possible, key=lambda heads: heads[0] * (heads[1] + 4))
+        units, filled = number * size, int(similarity[own].sum())
+        scores = units if 2 * filled > units else filled
         before = 4 * (width * width + width) + 2 * len(up) * width + len(up) + width
-        after = 3 * units * (width + 1) + int(o.sum()) * (units + 1)
+        after = (2 * scores + units) * (width + 1) + int(o.sum()) * (units + 1)
         after += int(up.sum()) * (width + 1) + int(down.sum()) * (int(up.sum()) + 1)
         total += after - before
     heads_of_model = [layer for name, layer in parent.named_modules() if getattr(layer, "out_features", 0) == 5]

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 import transformers
-from models import LLAMA, RESNET, VIT, case_of, module_masks, over_models, random_masks
+from models import LLAMA, RESNET, VIT, case_of, check_exact, module_masks, over_models, random_masks
 
 from nemo_hf import (
     ModularConfig,
@@ -51,7 +51,8 @@ def test_grouped_query_heads_go_with_the_key_value_head_that_they_share():
     _, module = cut_with(LLAMA, v_proj=[8, 9, 15])
     attention = module.model.layers[1].self_attn
     assert (attention.q_proj.out_features, attention.k_proj.out_features) == (16, 8)
-    assert (attention.v_proj.out_features, attention.o_proj.in_features) == (8, 16)
+    assert (attention.v_proj.width, attention.v_proj.index.tolist()) == (8, [0, 1, 2])  # mostly padding
+    assert attention.o_proj.in_features == 16
     assert module.model.layers[0].self_attn.q_proj.out_features == 32  # the first block is not masked
 
 
@@ -74,6 +75,28 @@ def test_units_under_a_norm_per_head_are_not_masked():
     mask = {"model.layers.1.self_attn.k_proj": torch.ones(16, dtype=torch.bool)}
     with pytest.raises(NemoValueError, match="k_proj' cannot be cut: Qwen3RMSNorm"):
         extract_module(model, ModuleMasks({"cat": mask}), ["cat"])
+
+
+def test_heads_that_attend_to_all_tokens_alike_share_heads():
+    # Four heads of 8 units. q and k meet in unit 9, of the second head; the others have three, one and two units of v.
+    kept = {"q_proj": [0, 9, 17], "k_proj": [1, 9, 25], "v_proj": [0, 1, 2, 9, 10, 16, 24, 26]}
+    parent, masks = masks_with(VIT, **kept)
+    attention = extract_module(parent, masks, ["cat"]).vit.layers[1].attention
+    assert (attention.num_attention_heads, attention.head_dim) == (2, 6)
+    assert (attention.q_proj.width, attention.q_proj.index.tolist()) == (12, [0])
+    assert attention.v_proj.out_features == attention.o_proj.in_features == 12
+    rows = parent.vit.layers[1].attention.v_proj.weight[[9, 10]]
+    assert torch.equal(attention.v_proj.weight[:2], rows)
+    rows = parent.vit.layers[1].attention.v_proj.weight[[0, 1, 2, 16, 24, 26]]
+    assert torch.equal(attention.v_proj.weight[6:], rows)
+    assert (attention.v_proj.weight[2:6] == 0).all()
+    check_exact(VIT, VIT.masked(), {"cat": dict(masks["cat"])}, None, ["cat"], "binary")
+
+
+def test_heads_with_a_bias_of_their_own_do_not_share():
+    name = "BeitForImageClassification-own position bias"
+    _, module = cut_with(case_of(name), q_proj=[0], v_proj=[0, 8, 9])
+    assert module.beit.layers[1].attention.num_attention_heads == 2
 
 
 def test_fused_projections_are_cut_in_thirds():

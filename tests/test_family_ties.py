@@ -23,6 +23,7 @@ from nemo_hf.errors import NemoValueError, UnsupportedModelError
 from nemo_hf.layers import MaskedLayer
 from nemo_hf.maskable import maskable_layers
 from nemo_hf.masking import masked_layers
+from nemo_hf.resolution import resolve_streams
 from nemo_hf.slim import layer_sizes
 
 
@@ -171,8 +172,9 @@ def test_entries_with_wrong_words_are_refused():
 def test_streams_that_do_not_fit_are_refused_before_training():
     entry, model = ARCHITECTURES["resnet"], RESNET.model()
     stem, branch, shortcut = entry.chains
-    with pytest.raises(NemoValueError, match="describes a `stream`, but has no chain that writes to one"):
-        register_architecture(replace(entry, chains=(replace(stem, reader="classifier.1"),)), exist_ok=True)
+    for chains in ((stem,), (replace(stem, reader="classifier.1"), branch)):
+        with pytest.raises(NemoValueError, match="describes a `stream`.* Only the last may have one"):
+            register_architecture(replace(entry, chains=chains), exist_ok=True)
     wrong = {
         "field 'stream' names '.*shortcut.convolution .to read 16 channels.'": {
             "chains": (stem, branch, replace(shortcut, shortcut=False))
@@ -189,3 +191,32 @@ def test_streams_that_do_not_fit_are_refused_before_training():
                 apply_masks(model)
     finally:
         register_architecture(entry, exist_ok=True)
+
+
+def test_a_convolution_that_reads_more_than_the_stream_is_refused():
+    entry, model = ARCHITECTURES["resnet"], RESNET.model()
+    stem, branch, shortcut = entry.chains
+    try:  # as if the stem were concatenated with something
+        register_architecture(replace(entry, chains=(stem, stem, branch, shortcut)), exist_ok=True)
+        with pytest.raises(UnsupportedModelError, match="field 'stream' names .*embedder.* .to read 8 channels."):
+            apply_masks(model)
+    finally:
+        register_architecture(entry, exist_ok=True)
+
+
+@pytest.mark.parametrize("activation", [nn.Sigmoid(), nn.Softplus()])
+def test_the_activation_behind_an_addition_counts_too(activation):
+    model = RESNET.model()
+    assert [stream.width for stream in resolve_streams(model)] == [8, 16, 32]
+    model.resnet.encoder.stages[1].layers[1].activation = activation
+    assert resolve_streams(model) == []
+
+
+def test_an_activation_with_a_parameter_is_asked_in_its_own_dtype():
+    model = RESNET.model(hidden_act="prelu").double()
+    module = extract_module(
+        model,
+        ModuleMasks({0: {"resnet.encoder.stages.1.layers.1.layer.2.convolution": torch.ones(32, dtype=torch.bool)}}),
+        [0],
+    )
+    assert module.dtype == torch.float64
