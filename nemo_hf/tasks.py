@@ -103,16 +103,27 @@ def load_processor(model: ModelArguments, columns: Columns, train: Dataset, max_
 
 
 def train_wordpiece(texts: list[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A lower-case WordPiece tokenizer in the manner of BERT, trained on the given texts."""
+    """
+    A lower-case WordPiece tokenizer in the manner of BERT, trained on the given texts; always the same for the same
+    texts.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+
+    def new(**vocabulary: Any) -> Tokenizer:
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", **vocabulary))
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+        return tokenizer
+
+    # The trainer numbers letters inside words as it meets them, in the order of a hash map, and breaks ties by number.
+    # As special tokens they are numbered first, here in their order. The tokenizer has them as ordinary ones.
+    letters = sorted({letter for text in texts for letter in normalizer.normalize_str(text) if not letter.isspace()})
+    first = [*SPECIAL_TOKENS, *(f"##{letter}" for letter in letters)]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
+    trained = new()
+    trained.train_from_iterator(texts, trainer)
+    tokenizer = new(vocab=trained.get_vocab())
     tokenizer.post_processor = processors.BertProcessing(
         ("[SEP]", tokenizer.token_to_id("[SEP]")), ("[CLS]", tokenizer.token_to_id("[CLS]"))
     )

@@ -1,6 +1,9 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
 """Data and new models on the command line: columns, labels, configurations, processors."""
 
+import subprocess
+import sys
+
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
@@ -130,3 +133,22 @@ def test_the_length_of_training_is_kept_with_a_pretrained_tokenizer(tmp_path):
     model = tasks.ModelArguments(model_name_or_path=str(tmp_path))
     for given, expected in ((None, 128), (300, 300)):
         assert tasks.load_processor(model, columns_of(dataset), dataset, given).model_max_length == expected
+
+
+def test_a_trained_tokenizer_is_the_same_in_every_process():
+    script = (
+        "import hashlib, json; from nemo_hf import tasks; "
+        "texts = [f'{a}{b}{c} {c}{a}' for a in 'abcdefgh' for b in 'ijklmnop' for c in 'qrstuvwxyz']; "
+        "tokenizer = tasks.train_wordpiece(texts, 150, 16); "
+        "print(hashlib.md5(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest())"
+    )
+    runs = [subprocess.run([sys.executable, "-c", script], capture_output=True, text=True) for _ in range(3)]
+    assert len({run.stdout for run in runs}) == 1, runs
+    assert runs[0].stdout, runs[0].stderr
+
+
+def test_letters_inside_words_are_ordinary_tokens():
+    tokenizer = tasks.train_wordpiece(["a ##b ab b", "xyz xyz"], 40, 16)
+    assert tokenizer.tokenize("a ##b") == ["a", "#", "#", "b"]
+    assert tokenizer.tokenize("XYZ") == ["xyz"]
+    assert set(tokenizer.all_special_tokens) == set(tasks.SPECIAL_TOKENS)
