@@ -137,7 +137,7 @@ class Cutter:
             sizes = {part.num_heads: num_heads, part.head_size: heads.size, part.all_head_size: num_heads * heads.size}
             names = {name: size for attributes, size in sizes.items() for name in attributes}
             self.shapes["attributes"][part.layer] = names
-        if num_heads < old_heads:
+        if not torch.equal(heads.kept, torch.arange(len(gates[1]) // head_size)):
             kept = heads.kept[:, None] * per_head + torch.arange(per_head)
             self._cut_heads(part, torch.where(heads.kept[:, None] == PADDING, PADDING, kept).flatten(), old_heads)
 
@@ -149,7 +149,8 @@ class Cutter:
         for name in part.head_rows:
             is_parameter = name in self.tensors
             per_head = len(self.tensors[name if is_parameter else f"{name}.weight"]) // num_heads
-            rows = (heads[:, None] * per_head + torch.arange(per_head)).flatten()
+            rows = heads[:, None] * per_head + torch.arange(per_head)
+            rows = torch.where(heads[:, None] == PADDING, PADDING, rows).flatten()
             if is_parameter:
                 self.tensors[name] = take_rows(self.tensors[name], rows)
                 self.shapes["parameters"][name] = list(self.tensors[name].shape)

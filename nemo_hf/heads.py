@@ -115,9 +115,11 @@ def _score_units(part: Attention, query: torch.Tensor, key: torch.Tensor, kept: 
 
 
 def _only_scores_differ(part: Attention) -> bool:
-    """Whether heads without units of q and k are all the same but for their v."""
-    alike = part.rotary or part.cosine or part.own_value_size
-    return not (alike or part.head_biases or part.head_rows or part.shared_head_bias)
+    """
+    Whether heads without units of q and k are all the same but for their v. With norms of q and k no head is without.
+    """
+    special = part.rotary or part.cosine or part.own_value_size
+    return not (special or part.head_biases or part.head_rows or part.shared_head_bias)
 
 
 def _shared_heads(num_units: int, num_own: int, smallest: int, largest: int, most: int) -> tuple[int, int]:

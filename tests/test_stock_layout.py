@@ -187,3 +187,16 @@ def test_a_uniform_selection_keeps_the_same_number_in_all_blocks():
         sizes[name] = config.intermediate_size
     assert sizes["uniform"] <= sizes["threshold"]
     assert sizes["uniform"] == int(uniform["cat"]["vit.layers.0.mlp.fc1"].sum())
+
+
+@pytest.mark.parametrize("layout", ["ragged", "stock"])
+@torch.no_grad()
+def test_biases_follow_their_heads_where_blocks_drop_different_ones(layout):
+    case = case_of("BeitForImageClassification-own position bias")
+    parent = case.model()
+    masks = {name: torch.ones_like(mask) for name, mask in few_neurons(parent)[0]["cat"].items()}
+    masks["beit.layers.0.attention.v_proj"][:8] = False  # the first of four heads; the other blocks keep all
+    module = extract_module(parent, ModuleMasks({"cat": masks}), ["cat"], layout=layout)
+    with gated_by_hooks(parent, {name: mask.float() for name, mask in masks.items()}):
+        expected = logits_of(parent(**case.inputs()))[..., [2]]
+    close(logits_of(module(**case.inputs())), expected)
