@@ -291,6 +291,6 @@ def _check_entry(architecture: Architecture) -> None:
     others = architecture.chains[:-1]
     if architecture.stream and (not others or any(chain.reader is not None for chain in others)):
         raise NemoValueError(
-            f"The architecture {model_type!r} describes a `stream`, to which its chains write, but one of them has a "
-            "`reader`. Only the last may have one."
+            f"The architecture {model_type!r} describes a `stream`: it needs several chains that write to it, without "
+            "a `reader`. Only the last may have one."
         )

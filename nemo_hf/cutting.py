@@ -59,7 +59,7 @@ def cut(
         (none for stock sizes, which the configuration says).
     """
     cutter = Cutter(model, held, stock, share_heads=stock is None)
-    cutter.cut_heads(heads, torch.tensor(label_ids))
+    cutter.cut_classifiers(heads, torch.tensor(label_ids))
     cutter.cut_parts()
     shapes = {} if stock else {kind: entries for kind, entries in cutter.shapes.items() if entries}
     return cutter.tensors, shapes
@@ -271,7 +271,7 @@ class Cutter:
 
     # ---- Layers ----
 
-    def cut_heads(self, names: Sequence[str], rows: torch.Tensor) -> None:
+    def cut_classifiers(self, names: Sequence[str], rows: torch.Tensor) -> None:
         """The rows of classifiers, whose number follows `num_labels` and needs no note, and what they read."""
         self.heads.update(names)
         for name in names:
