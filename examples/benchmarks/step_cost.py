@@ -48,20 +48,31 @@ def resnet18() -> torch.nn.Module:
     return cnns.CifarResNetForImageClassification(cnns.CifarResNetConfig(num_labels=10))
 
 
-MODELS = {"vit": vit, "bert": bert, "resnet18": resnet18}
+def vit_base() -> torch.nn.Module:
+    """ViT-B/16 for images of 224x224 pixels."""
+    return ViTForImageClassification(ViTConfig(num_labels=10))
+
+
+def bert_base() -> torch.nn.Module:
+    """BERT-base."""
+    return BertForSequenceClassification(BertConfig(num_labels=10))
+
+
+MODELS = {"vit": vit, "bert": bert, "resnet18": resnet18, "vit_base": vit_base, "bert_base": bert_base}
 
 
 def batch_for(name: str, size: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Random inputs and labels: 128 tokens, the last quarter of every second text padding, or 32x32 pixels."""
+    """Random inputs and labels: images, or 128 tokens, the last quarter of every second text padding."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(size) % 10
-    if name == "bert":
+    if name.startswith("bert"):
         mask = torch.ones(size, 128, dtype=torch.long)
         mask[::2, 96:] = 0
         tokens = torch.randint(5, 30000, (size, 128), generator=generator)
         batch = {"input_ids": tokens, "attention_mask": mask, "labels": labels}
     else:
-        batch = {"pixel_values": torch.randn(size, 3, 32, 32, generator=generator), "labels": labels}
+        width = 224 if name == "vit_base" else 32
+        batch = {"pixel_values": torch.randn(size, 3, width, width, generator=generator), "labels": labels}
     return {name: value.to(device) for name, value in batch.items()}
 
 
@@ -183,7 +194,7 @@ def extra_parameters(name: str, kind: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["vit", "bert", "resnet18"])
     parser.add_argument("--kinds", nargs="+", choices=("modular", "paper"), default=["modular", "paper"])
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=15, help="measured steps of each trainer")
