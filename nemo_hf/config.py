@@ -45,6 +45,10 @@ class ModularConfig:
             `"soft"` gates are `relu(tanh(g))`; `"hard"` gates are 0 or 1 in the forward pass, with a straight-through
             gradient. `"activation"` has no generators and changes no output: what counts as the gate of a neuron is
             the mean magnitude of its activations (MODA). Only layers with an activation of their own are then masked.
+        detach_generator_inputs (`bool` or `None`, *optional*):
+            Whether generators read their inputs without a gradient, so that the weights in front of a layer learn from
+            what its gates multiply and not from the gates themselves. `None` detaches those of linear layers and not
+            those of convolutions, which is best for either (docs/benchmarks.md). Publications do not detach.
         activation_threshold (`float` or `None`, *optional*):
             For `gate="activation"`: mean magnitude from which a neuron counts as active. `None` takes 0 behind a ReLU,
             which has exact zeros, and 0.05 behind other activations.
@@ -66,6 +70,7 @@ class ModularConfig:
     generator_hidden_size: int | None = 16
     generator_init: Literal["open", "paper"] = "open"
     gate: Literal["soft", "hard", "activation"] = "soft"
+    detach_generator_inputs: bool | None = None
     activation_threshold: float | None = None
 
     def __post_init__(self) -> None:
@@ -93,6 +98,10 @@ class ModularConfig:
         for name, choices in (("generator_init", ("open", "paper")), ("gate", ("soft", "hard", "activation"))):
             if getattr(self, name) not in choices:
                 raise NemoValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        if not isinstance(self.detach_generator_inputs, bool | None):
+            raise NemoValueError(
+                f"detach_generator_inputs must be True, False or None, got {self.detach_generator_inputs!r}."
+            )
         threshold = self.activation_threshold
         if threshold is not None and self.gate != "activation":
             raise NemoValueError(f"activation_threshold={threshold!r} has no effect on gate={self.gate!r}.")

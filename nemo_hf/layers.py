@@ -108,6 +108,7 @@ class MaskGenerator(nn.Module):
         gate (`"soft"` or `"hard"`): see [`~nemo_hf.ModularConfig`].
         kind (`"linear"` or `"convolution"`): of the layer; the paper's generators of convolutions are half as wide
             from 128 gates up and have no first bias.
+        detach_inputs (`bool`, *optional*, defaults to `False`): see [`~nemo_hf.ModularConfig`].
 
     Returns:
         `torch.Tensor` of shape `(batch_size, num_neurons)` with values in [0, 1], for an input of shape
@@ -122,6 +123,7 @@ class MaskGenerator(nn.Module):
         init: Literal["open", "paper"],
         gate: Literal["soft", "hard"],
         kind: Literal["linear", "convolution"] = "linear",
+        detach_inputs: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -132,6 +134,7 @@ class MaskGenerator(nn.Module):
         self.reduce = nn.Linear(in_features, hidden_size, bias=reduce_bias, device=device, dtype=dtype)
         self.expand = nn.Linear(hidden_size, num_neurons, device=device, dtype=dtype)
         self.gate = gate
+        self.detach_inputs = detach_inputs
         self.reset_parameters(init)
 
     @torch.no_grad()
@@ -185,7 +188,7 @@ class MaskedLayer(nn.Module):
             return state.held[self.layer_name]
         if self.mask_generator is None:
             return None
-        gates = self.mask_generator(self.mean(inputs))
+        gates = self.mask_generator(self.mean(inputs.detach() if self.mask_generator.detach_inputs else inputs))
         state.record(self.layer_name, gates)
         return gates if state.mixture is None else state.mixture.to(gates.dtype) @ gates
 

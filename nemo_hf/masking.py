@@ -348,12 +348,14 @@ def _mask_layer(model: nn.Module, layer: MaskableLayer, config: ModularConfig, s
     is_convolution = isinstance(plain, nn.Conv2d)
     generator = None
     if config.gate != "activation":
+        detach = not is_convolution if config.detach_generator_inputs is None else config.detach_generator_inputs
         generator = MaskGenerator(
             *layer_sizes(plain),
             config.generator_hidden_size,
             config.generator_init,
             config.gate,
             "convolution" if is_convolution else "linear",
+            detach,
             device=plain.weight.device,
             dtype=plain.weight.dtype,
         ).train(plain.training)

@@ -303,7 +303,7 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, float]] = {
         "compactness": 2.0,
         "target_retention": 0.07,
         "modular_warmup_ratio": 0.25,
-        "gate_mixing_ratio": 0.5,
+        "gate_mixing_ratio": 0.75,
     },
     "nemo": {
         "alpha": 0.1,

@@ -42,7 +42,7 @@ class ModularTrainingArguments(TrainingArguments):
     | `compactness` | 2.0 | 0 | 0 | 0.3 |
     | `target_retention` | 0.07 | 0.07 | 0.07 | 0 |
     | `modular_warmup_ratio` | 0.25 | 0 | 0 | 0 |
-    | `gate_mixing_ratio` | 0.5 | 0 | 0 | 0 |
+    | `gate_mixing_ratio` | 0.75 | 0 | 0 | 0 |
 
     Args:
         objective (`"contrastive"`, `"nemo"`, `"mwt"` or `"moda"`, *optional*, defaults to `"contrastive"`):

@@ -4,9 +4,9 @@
 import pytest
 import torch
 import transformers
-from models import VIT
+from models import RESNET, VIT
 
-from nemo_hf import ModularConfig, apply_masks
+from nemo_hf import ModularConfig, apply_masks, record_masks
 from nemo_hf.layers import MaskGenerator
 from nemo_hf.metrics import count_parameters
 
@@ -71,3 +71,34 @@ def test_width_is_that_of_the_config():
     model = apply_masks(VIT.model(), ModularConfig(generator_hidden_size=5))
     assert model.vit.layers[1].mlp.fc1.mask_generator.reduce.weight.shape == (5, 32)
     assert model.vit.layers[1].mlp.fc1.mask_generator.expand.weight.shape == (64, 5)
+
+
+@pytest.mark.parametrize(
+    ("case", "detach", "detached"),
+    [(VIT, None, True), (VIT, False, False), (RESNET, None, False), (RESNET, True, True)],
+    ids=["linear", "linear attached", "convolutions", "convolutions detached"],
+)
+def test_gates_of_detached_generators_move_no_weights_of_the_model(case, detach, detached):
+    """What depends on the gates alone, as the modular terms do, has a gradient for generators only."""
+    model = case.masked(detach_generator_inputs=detach)
+    with record_masks(model) as masks:
+        model(**case.inputs())
+    sum(gates.sum() for gates in masks.values()).backward()
+    moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any("mask_generator" in name for name in moved)
+    assert all("mask_generator" in name for name in moved) == detached
+
+
+def test_the_task_trains_generators_and_weights_either_way():
+    gradients = []
+    for detach in (True, False):
+        model = VIT.masked(detach_generator_inputs=detach)
+        model(**VIT.inputs(), labels=torch.tensor([0, 1, 2, 3])).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    last = f"vit.layers.{VIT.options['num_hidden_layers'] - 1}.mlp.fc2"
+    for name in (f"{last}.weight", f"{last}.mask_generator.expand.weight"):  # no generator behind them
+        torch.testing.assert_close(gradients[0][name], gradients[1][name])
+    first = "vit.layers.0.mlp.fc1.weight"
+    assert gradients[0][first].any()
+    assert not torch.allclose(gradients[0][first], gradients[1][first])

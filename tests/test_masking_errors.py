@@ -140,6 +140,7 @@ def test_hold_gates_wants_every_layer_in_its_size():
         ({"skip_first_blocks": True}, "skip_first_blocks must be an integer"),
         ({"generator_hidden_size": 0}, "generator_hidden_size must be an integer from 1 up"),
         ({"generator_init": "closed"}, "generator_init must be one of open, paper, got 'closed'"),
+        ({"detach_generator_inputs": 1}, "detach_generator_inputs must be True, False or None, got 1"),
         ({"target_modules": None}, "a non-empty list of strings"),
         ({"gate": "soft", "activation_threshold": 0.3}, "activation_threshold=0.3 has no effect on gate='soft'"),
         ({"gate": "stiff"}, "gate must be one of soft, hard, activation, got 'stiff'"),

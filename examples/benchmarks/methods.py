@@ -34,7 +34,12 @@ class Method:
 
 ROW_RATE = "learning_rate"  # as a setting's value: the learning rate of the row
 # The mask generators of the reference code: full width, Kaiming-normal weights, biases one, trained like the weights.
-_PUBLISHED = {"generator_hidden_size": None, "generator_init": "paper", "mask_learning_rate": ROW_RATE}
+_PUBLISHED = {
+    "generator_hidden_size": None,
+    "generator_init": "paper",
+    "detach_generator_inputs": False,
+    "mask_learning_rate": ROW_RATE,
+}
 
 METHODS = {
     "standard": Method("the plain model; its modules are itself, logits restricted to the labels", kind="plain"),

@@ -85,7 +85,8 @@ def make_trainer(name: str, kind: str, args: argparse.Namespace, folder: str) ->
     if kind == "plain":
         trainer = Trainer(model, training_args)
     else:
-        config = ModularConfig(generator_hidden_size=None) if kind == "paper" else ModularConfig()
+        paper = {"generator_hidden_size": None, "detach_generator_inputs": False}
+        config = ModularConfig(**paper if kind == "paper" else {})
         trainer = ModularTrainer(model, training_args, modular_config=config)
     trainer.current_gradient_accumulation_steps = 1
     trainer.create_optimizer_and_scheduler(1000)
