@@ -101,6 +101,7 @@ def extract_module(
         "labels": list(config.id2label.values()),
         "label_ids": label_ids,
         **({} if groups is None else {"groups": keys, "grouped_by": masks.grouped_by}),
+        "masks": masks.origin,
         "threshold": masks.threshold,
         "gates": gates,
         "layout": "stock" if sizes else "ragged",

@@ -109,7 +109,7 @@ def learn_masks(
             (loss + compactness * min(1.0, progress / WARMUP) * excess).backward()
             optimizer.step()
     of_labels = label_gates.masks()
-    masks = ModuleMasks({model.config.id2label[i]: of_labels[i] for i in sorted(seen)})
+    masks = ModuleMasks({model.config.id2label[i]: of_labels[i] for i in sorted(seen)}, origin="learnt")
     if masks.retention() > MISSED * target_retention:
         logger.warning(
             f"Labels keep {masks.retention():.0%} of their neurons on average, but target_retention is "

@@ -172,7 +172,7 @@ class NeuronStatistics:
             for i in seen:
                 masks[self.labels[i]][layer] = kept[i]
                 gates[self.labels[i]][layer] = means[layer][i]
-        return ModuleMasks(masks, None if self.activations else gates, threshold, self.grouped_by)
+        return ModuleMasks(masks, None if self.activations else gates, threshold, self.grouped_by, "statistics")
 
     def cohesion(self, threshold: float = 0.9) -> float:
         """

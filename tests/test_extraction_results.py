@@ -117,12 +117,13 @@ def test_provenance(case, kind):
     module_masks = ModuleMasks(masks, gates, threshold=0.85)
     nemo = extract_module(parent, module_masks, ["elk", "cat"], gates=kind).config.nemo
     assert {
-        name: nemo[name] for name in ("kind", "format", "labels", "label_ids", "threshold", "gates", "layout")
+        name: nemo[name] for name in ("kind", "format", "labels", "label_ids", "masks", "threshold", "gates", "layout")
     } == {
         "kind": "module",
         "format": 1,
         "labels": ["elk", "cat"],
         "label_ids": [4, 2],
+        "masks": "by hand",
         "threshold": 0.85,
         "gates": kind,
         "layout": "ragged",

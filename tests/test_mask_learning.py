@@ -102,7 +102,7 @@ def test_the_same_seed_gives_the_same_masks():
     assert same(masks, learnt(VIT, **options))
     assert not same(masks, learnt(VIT, seed=1, **options))
     assert masks.labels == LABELS
-    assert (masks.has_gates, masks.threshold) == (False, None)
+    assert (masks.has_gates, masks.threshold, masks.origin) == (False, None, "learnt")
 
 
 def trained(case):
