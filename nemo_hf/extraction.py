@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from . import metrics, slim
 from .config import MODULE_KIND
@@ -109,13 +110,14 @@ def extract_module(
         "neurons": masks.union(keys).pack(),
         "shapes": shapes,
     }
-    # The initialisation is overwritten below; it must not move the user's random numbers.
-    with torch.random.fork_rng(devices=[]):
+    # Made with the parent's sizes before its layers are exchanged, and all of it is loaded below: memory that is never
+    # written to is not taken. What is drawn nevertheless must not move the user's random numbers.
+    with torch.random.fork_rng(devices=[]), no_init_weights():
         module_class = type(model) if sizes else slim.slim_model_class(type(model))
         module = module_class._from_config(
             config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
-    module.load_state_dict({name: tensor.detach().clone() for name, tensor in tensors.items()}, strict=True)
+    module.load_state_dict(tensors, strict=True)
     module.config.nemo["parameter_retention"] = metrics.parameter_retention(module, model)
     return module.to(model.device).eval()
 

@@ -218,3 +218,16 @@ def test_a_module_is_not_cut_again(case):
         UnsupportedModelError, match="is a module already. Masks and further cuts start from its parent"
     ):
         extract_module(module, module_masks(parent), ["cat"])
+
+
+@pytest.mark.parametrize("layout", ["ragged", "stock"])
+def test_nothing_is_initialised_that_is_loaded_afterwards(layout, monkeypatch):
+    """A model of the parent's full size is made; random numbers for all of it took most of the time and memory."""
+    parent = VIT.masked(skip_first_blocks=0)
+
+    def draw(*_, **__):
+        raise AssertionError("random weights")
+
+    monkeypatch.setattr(VIT.model_class, "_init_weights", draw)
+    monkeypatch.setattr("torch.nn.init.kaiming_uniform_", draw)
+    extract_module(parent, module_masks(parent), ["cat"], layout=layout)
