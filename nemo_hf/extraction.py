@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Literal
@@ -26,6 +27,7 @@ from .resolution import resolve_architecture
 from .stock import stock_sizes, stock_values, why_not_stock
 
 
+_uninitialised = threading.Lock()  # `no_init_weights` exchanges functions: two threads would put back each other's
 AUTO_STOCK_LIMIT = 1.1  # `layout="auto"`: parameters of the stock layout to those of the ragged one
 
 
@@ -112,7 +114,7 @@ def extract_module(
     }
     # Made with the parent's sizes before its layers are exchanged, and all of it is loaded below: memory that is never
     # written to is not taken. What is drawn nevertheless must not move the user's random numbers.
-    with torch.random.fork_rng(devices=[]), no_init_weights():
+    with _uninitialised, torch.random.fork_rng(devices=[]), no_init_weights():
         module_class = type(model) if sizes else slim.slim_model_class(type(model))
         module = module_class._from_config(
             config, dtype=model.dtype, attn_implementation=model.config._attn_implementation

@@ -4,12 +4,13 @@
 import base64
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from models import BERT, CASES, LABELS, VIT, module_masks, naive_gates, over_models, over_two_models, random_masks
-from transformers import ViTConfig
+from transformers import PreTrainedModel, ViTConfig
 
 from nemo_hf import ModuleMasks, NemoValueError, UnsupportedModelError, extract_module
 from nemo_hf.extraction import resolve_labels
@@ -218,6 +219,20 @@ def test_a_module_is_not_cut_again(case):
         UnsupportedModelError, match="is a module already. Masks and further cuts start from its parent"
     ):
         extract_module(module, module_masks(parent), ["cat"])
+
+
+def test_several_threads_may_extract():
+    parent, functions = VIT.masked(), (PreTrainedModel.init_weights, torch.nn.init.kaiming_uniform_)
+    masks = module_masks(parent)
+
+    def logits(label):
+        with torch.no_grad():
+            return extract_module(parent, masks, [label])(**VIT.inputs()).logits
+
+    with ThreadPoolExecutor(5) as threads:
+        found = list(threads.map(logits, 5 * LABELS))
+    assert all(torch.equal(one, logits(label)) for one, label in zip(found, 5 * LABELS, strict=True))
+    assert (PreTrainedModel.init_weights, torch.nn.init.kaiming_uniform_) == functions
 
 
 @pytest.mark.parametrize("layout", ["ragged", "stock"])
