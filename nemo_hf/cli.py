@@ -106,24 +106,24 @@ def learn_masks(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--target_retention", type=float, default=0.2, help="share of neurons that a label may keep")
     parser.add_argument("--num_epochs", type=int, default=10, help="passes over the data (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=64, help="samples per batch (default: %(default)s)")
-    parser.add_argument(
-        "--target_modules", default="all", help="all, ffn, attention, or a regular expression of layers"
-    )
+    parser.add_argument("--target_modules", default="all", help="all, ffn, attention, or a regular expression")
     parser.add_argument("--skip_first_blocks", type=int, default=1, help="blocks that keep all neurons")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument("--revision", default="main", help="revision on the Hub")
     parser.add_argument("--token", help="access token for the Hub")
     data_args, args = parser.parse_args_into_dataclasses(args=arguments)
-    report: dict[str, Any] = {}
     from torch.utils.data import DataLoader
     from transformers import set_seed
 
     from . import mask_learning
     from .errors import NemoValueError
     from .labels import ids_by_name
+    from .replacing import check_folder
 
     output = Path(args.output or args.checkpoint)
-    if args.output is None and not output.is_dir():
+    if args.output is not None:
+        check_folder(output, kind=None)
+    elif not output.is_dir():
         raise NemoValueError(f"{args.checkpoint} is no folder: name one for the masks with --output.")
     hub = {"revision": args.revision, "token": args.token}
     split = task_data.load_train_split(data_args, args.seed)
@@ -141,7 +141,7 @@ def learn_masks(arguments: list[str]) -> dict[str, Any]:
         model.save_pretrained(output)
         processor.save_pretrained(output)
     masks.save_pretrained(output)
-    report.update(single_label_retention=masks.retention(), coupling=masks.coupling())
+    report = {"single_label_retention": masks.retention(), "coupling": masks.coupling()}
     print_values(report)
     print(f"Saved to {output}. Next: nemo-hf extract {output} --labels …")
     return report
@@ -150,9 +150,7 @@ def learn_masks(arguments: list[str]) -> dict[str, Any]:
 def extract(arguments: list[str]) -> dict[str, Any]:
     """Cut the module for some labels out of a checkpoint; needs the statistics, or masks, beside it, but no data."""
     parser = _parser("extract", extract.__doc__)
-    parser.add_argument(
-        "checkpoint", help="a folder or a repository on the Hub: a modular checkpoint, or one with learnt masks"
-    )
+    parser.add_argument("checkpoint", help="a modular checkpoint or one with learnt masks: a folder or a repository")
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--labels", nargs="+", help="names or ids of the labels, in the order wanted")
     chosen.add_argument("--groups", nargs="+", help="groups of samples, of a model trained with --group_column")
@@ -180,8 +178,10 @@ def extract(arguments: list[str]) -> dict[str, Any]:
     from .errors import NemoValueError
     from .labels import ids_by_name
     from .masking import is_masked
+    from .replacing import check_folder
     from .tasks import processor_of
 
+    check_folder(args.output)  # before the work
     hub = {"revision": args.revision, "token": args.token}
     model = load_parent(args.checkpoint, **hub)
     if is_masked(model):

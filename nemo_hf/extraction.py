@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Literal
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from . import metrics, slim
 from .config import MODULE_KIND
@@ -25,6 +27,7 @@ from .resolution import resolve_architecture
 from .stock import stock_sizes, stock_values, why_not_stock
 
 
+_uninitialised = threading.Lock()  # `no_init_weights` exchanges functions: two threads would put back each other's
 AUTO_STOCK_LIMIT = 1.1  # `layout="auto"`: parameters of the stock layout to those of the ragged one
 
 
@@ -101,6 +104,7 @@ def extract_module(
         "labels": list(config.id2label.values()),
         "label_ids": label_ids,
         **({} if groups is None else {"groups": keys, "grouped_by": masks.grouped_by}),
+        "masks": masks.origin,
         "threshold": masks.threshold,
         "gates": gates,
         "layout": "stock" if sizes else "ragged",
@@ -108,13 +112,14 @@ def extract_module(
         "neurons": masks.union(keys).pack(),
         "shapes": shapes,
     }
-    # The initialisation is overwritten below; it must not move the user's random numbers.
-    with torch.random.fork_rng(devices=[]):
+    # Made with the parent's sizes before its layers are exchanged, and all of it is loaded below: memory that is never
+    # written to is not taken. What is drawn nevertheless must not move the user's random numbers.
+    with _uninitialised, torch.random.fork_rng(devices=[]), no_init_weights():
         module_class = type(model) if sizes else slim.slim_model_class(type(model))
         module = module_class._from_config(
             config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
-    module.load_state_dict({name: tensor.detach().clone() for name, tensor in tensors.items()}, strict=True)
+    module.load_state_dict(tensors, strict=True)
     module.config.nemo["parameter_retention"] = metrics.parameter_retention(module, model)
     return module.to(model.device).eval()
 

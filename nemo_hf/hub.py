@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import transformers
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from .auto import load_config, model_class
 from .collection import INDEX_FILE, ModuleEntry, choose_folders, entry_dict, read_entries, read_index, write_index
-from .config import MODULAR_KIND, MODULE_KIND, checkpoint_kind
+from .config import MODULE_KIND, checkpoint_kind
 from .errors import CheckpointError, NemoValueError
 from .files import clear_write_errors
 from .metrics import count_parameters
@@ -36,6 +36,7 @@ from .model_card import (
 )
 from .readme import as_list, has_section, parse_card, read_text, update_card
 from .remote import Remote
+from .replacing import check_folder, check_replaceable, staged
 from .slim import clear_loading_errors
 
 
@@ -54,8 +55,9 @@ def save_module(
     """
     Save a module with its processor and card, ready for `pipeline(task, model=save_directory)`.
 
-    Everything is written to a temporary folder first, then moved into place file by file: a failure while writing
-    leaves what was there before. A card that is there already is updated: what a person wrote stays.
+    Everything is written to a temporary folder inside first, then moved into place file by file: a failure while
+    writing leaves what was there before. A module that is there is replaced, no other checkpoint. A card that is there
+    is updated: what a person wrote stays.
 
     Args:
         module (`PreTrainedModel`): made by [`~nemo_hf.extract_module`].
@@ -68,7 +70,7 @@ def save_module(
         kwargs: passed to `module.save_pretrained`.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: if the model is not a module, or the folder holds a modular model.
+        [`~nemo_hf.errors.NemoValueError`]: if the model is not a module, or the folder holds another checkpoint.
         [`~nemo_hf.errors.CheckpointError`]: if the metadata of the card that is there cannot be read, or the folder
             cannot be written.
 
@@ -83,6 +85,7 @@ def save_module(
         raise NemoValueError("save_module writes to a folder only. Push with `push_modules(repo_id, module)`.")
     where = os.path.join(save_directory, "README.md")
     with clear_write_errors(save_directory):
+        check_folder(save_directory)
         _save(module, Path(save_directory), processing_class, _checked_metrics(metrics), card, where, **kwargs)
 
 
@@ -113,7 +116,7 @@ def push_modules(
         modules (`Mapping` or `Sequence` of `PreTrainedModel` or `str`): name → module, or the folder that
             [`save_module`] wrote; its processor, results and card are taken along. In a sequence, modules are named
             by their labels (or groups), folders by their own names. A single module goes to the root of the
-            repository.
+            repository, where it may replace a module only.
         processing_class (*optional*): tokenizer or image processor of the parent.
         metrics (`Mapping`, *optional*): name → results of this module as in [`save_module`]. For a single module:
             its results.
@@ -129,7 +132,8 @@ def push_modules(
         `CommitInfo`: of the commit, with `pr_url` if a pull request was opened.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: for anything that is not a module, or two modules of one name.
+        [`~nemo_hf.errors.NemoValueError`]: for anything that is not a module, two modules of one name, or if something
+            else than a module would be replaced.
         [`~nemo_hf.errors.CheckpointError`]: if the index or a card in the repository is damaged, someone else pushed
             at the same time, the connection broke, or the disk is full.
 
@@ -156,6 +160,8 @@ def push_modules(
         with clear_write_errors(root):
             root.mkdir()
             if is_single:
+                remedy = "Choose another repository, or a folder in it: push_modules(repo_id, {name: module})."
+                check_replaceable(remote.repo_id, remote.read, remedy)
                 folders = [_place(remote, root, "", items[""])]
             else:
                 folders = _place_collection(remote, root, items, dataset)
@@ -249,6 +255,9 @@ def _place_collection(remote: Remote, root: Path, items: Mapping[str, _Item], da
     content = remote.read(INDEX_FILE)
     index = {} if content is None else read_index(content, f"{INDEX_FILE} of {remote.repo_id}")
     folders = choose_folders(items, {name: entry["folder"] for name, entry in index.items()})
+    for folder in [folders[name] for name in items if name not in index]:
+        read = partial(remote.read, folder=folder)
+        check_replaceable(f"{remote.repo_id}/{folder}", read, "Give the module another name.")
     for name, item in items.items():
         folder = root / _place(remote, root, folders[name], item)
         index[name] = _entry(item, folder)
@@ -286,39 +295,21 @@ def _save(
     README.
     """
     _check_module(module)
-    if _holds_parent(target):
-        raise NemoValueError(f"{target} holds a modular model, which the module would replace. Choose another folder.")
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-        module.save_pretrained(temporary, **kwargs)
-        _store_metrics(Path(temporary) / "config.json", metrics)
+    with staged(target) as folder:
+        module.save_pretrained(folder, **kwargs)
+        _store_metrics(folder / "config.json", metrics)
         if processing_class is not None:
-            processing_class.save_pretrained(temporary)
+            processing_class.save_pretrained(folder)
         if (target / "README.md").exists():
-            shutil.copyfile(target / "README.md", Path(temporary) / "README.md")
-        beside = {
-            "has_processor": processing_class is not None,
-            "has_code": (Path(temporary) / "slim.py").exists(),
-        }
+            shutil.copyfile(target / "README.md", folder / "README.md")
+        beside = {"has_processor": processing_class is not None, "has_code": (folder / "slim.py").exists()}
         text, data = module_card(module, metrics, **beside, **card)
-        _write_card(Path(temporary), text, data, where)
-        written = {file.name for file in Path(temporary).iterdir()}
-        for file in Path(temporary).iterdir():
-            if file.is_dir() and (target / file.name).is_dir():
-                shutil.rmtree(target / file.name)
-            os.replace(file, target / file.name)
-        # Shards and a single file must not stand side by side, nor code beside weights that do not need it.
-        for old in (*target.glob("model*.safetensors*"), *target.glob("slim.py")):
-            if old.name not in written:
-                old.unlink()
-
-
-def _holds_parent(folder: Path) -> bool:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # none, or what is left of a write that failed
-        return False
-    return isinstance(config, dict) and checkpoint_kind(SimpleNamespace(**config)) == MODULAR_KIND
+        _write_card(folder, text, data, where)
+        written = {file.name for file in folder.iterdir()}
+    # Shards and a single file must not stand side by side, nor code beside weights that do not need it.
+    for old in (*target.glob("model*.safetensors*"), *target.glob("slim.py")):
+        if old.name not in written:
+            old.unlink()
 
 
 def _write_card(folder: Path, text: str, data: ModelCardData, where: str) -> None:
@@ -363,7 +354,7 @@ def _entry(item: _Item, folder: Path) -> dict[str, Any]:
 def _fetch_card(remote: Remote, root: Path, folder: str, own: bytes | None) -> str:
     """Put the card that the repository has, else the module's own, where the new one will be; what errors call it."""
     path = f"{folder}/README.md" if folder else "README.md"
-    content = remote.read(path)
+    content = remote.read("README.md", folder)
     content = own if content is None else content
     if content is not None:
         (root / path).write_bytes(content)

@@ -20,6 +20,7 @@ from .config import MODULAR_KIND, MODULE_KIND, ModularConfig, checkpoint_kind
 from .errors import CheckpointError
 from .files import find_file
 from .model_card import kept_neurons
+from .module_masks import MASKS_FILE, ModuleMasks
 from .remote import clear_errors
 from .statistics import STATISTICS_FILE, NeuronStatistics
 
@@ -78,6 +79,9 @@ def describe_checkpoint(
             report |= _describe_module(nemo)
         elif kind == MODULAR_KIND:
             report |= {"generator_parameters": generators, **_describe_modular(source, nemo, tensors, hub)}
+        elif find_file(source, MASKS_FILE, optional=True, **hub):
+            masks = ModuleMasks.from_pretrained(source, **hub)
+            report |= {"masks": masks.origin, **_sizes(masks)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"The config of {_name(source, subfolder)} is damaged: {error}") from error
     return {**report, "bytes": size}
@@ -96,7 +100,7 @@ def _describe_collection(source: str | os.PathLike, revision: str | None, token:
 def _describe_module(nemo: dict[str, Any]) -> dict[str, Any]:
     nemo = slim.module_description(SimpleNamespace(nemo=nemo))
     layers = {layer: kept_neurons({layer: bits}) for layer, bits in nemo["neurons"].items()}
-    optional = {name: nemo[name] for name in ("groups", "grouped_by", "metrics") if name in nemo}
+    optional = {name: nemo[name] for name in ("groups", "grouped_by", "metrics", "masks") if name in nemo}
     return {
         "format": nemo["format"],
         **optional,
@@ -130,11 +134,15 @@ def _describe_modular(
     }
     if find_file(source, STATISTICS_FILE, optional=True, **hub):
         statistics = NeuronStatistics.from_pretrained(source, **hub)
-        masks = statistics.module_masks()
-        name = "single_label_retention" if statistics.grouped_by is None else "single_group_retention"
-        coupling = masks.coupling()
-        report |= {name: masks.retention(), "coupling": None if math.isnan(coupling) else coupling}
+        report |= _sizes(statistics.module_masks())
     return {**report, "neurons_per_layer": layers}
+
+
+def _sizes(masks: ModuleMasks) -> dict[str, float | None]:
+    """How much the masks keep, and have in common."""
+    name = "single_label_retention" if masks.grouped_by is None else "single_group_retention"
+    coupling = masks.coupling()
+    return {name: masks.retention(), "coupling": None if math.isnan(coupling) else coupling}
 
 
 def _class(config: dict[str, Any]) -> str | None:

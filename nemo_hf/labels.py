@@ -6,7 +6,7 @@ Labels that gates can be organised by. Losses, metrics and counts know two forms
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -53,6 +53,22 @@ def check_labels(labels: torch.Tensor, config: PreTrainedConfig) -> None:
             f"of shape (batch_size, {config.num_labels}); got {given}, with values from {labels.min().item()} to "
             f"{labels.max().item()}. Token labels and soft labels give a sample no class. {OTHER_COLUMN}"
         )
+
+
+def check_names(names: Iterable[str | int], source: str) -> None:
+    """
+    Labels, or groups, of one name could not be told apart in masks.
+
+    Args:
+        names (`Iterable[str | int]`): all of them.
+        source (`str`): where they come from, for the error.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: if two are the same.
+    """
+    names = list(names)
+    if len(set(names)) != len(names):
+        raise NemoValueError(f"Two labels have the same name: {names!r}. Give {source} distinct ones.")
 
 
 def ids_by_name(config: PreTrainedConfig) -> dict[str, int]:

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from .config import ModularConfig
 from .errors import NemoRuntimeError, NemoValueError
 from .gating import StraightThroughStep
-from .labels import check_labels, labels_of
+from .labels import check_labels, check_names, labels_of
 from .maskable import MaskableLayer, maskable_layers
 from .masking import is_masked, list_maskable_layers
 from .module_masks import ModuleMasks
@@ -31,7 +31,7 @@ OPEN_LOGIT = 1.0  # every gate starts open
 # opens gets no gradient from the task.
 LOGIT_NOISE = 0.5
 MISSED = 1.25  # masks of this size, relative to the target, are worth a warning
-WARMUP = 0.25  # share of the epochs in which the weight of the size grows, so that gates differ before any closes
+WARMUP = 0.25  # share of the batches over which the weight of the size grows, so that gates differ before any closes
 
 
 def learn_masks(
@@ -58,7 +58,7 @@ def learn_masks(
         model (`PreTrainedModel`): a plain classifier of a supported family. It runs in evaluation mode and is left as
             it was.
         dataloader (`Iterable`): batches as dictionaries with the model's inputs and `labels`, one integer per sample.
-            It is read once per epoch.
+            It is read once per epoch, and once more to count the batches if it has no length.
         target_modules (`str` or `list[str]`, *optional*, defaults to `"all"`): which layers, as in
             [`ModularConfig`].
         skip_first_blocks (`int`, *optional*, defaults to 1): blocks that keep all neurons, as in [`ModularConfig`].
@@ -75,8 +75,8 @@ def learn_masks(
         neurons gate 1. A layer that would be empty keeps the neuron with the largest logit.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: if the model has mask generators, a batch has no labels or not one class
-            per sample, there are no batches, or a value is outside its range.
+        [`~nemo_hf.errors.NemoValueError`]: if the model has mask generators or two labels of one name, a batch has no
+            labels or not one class per sample, there are no batches, or a value is outside its range.
         [`~nemo_hf.errors.UnsupportedModelError`]: if the model's family is not supported.
 
     Example:
@@ -95,6 +95,7 @@ def learn_masks(
     chosen = set(list_maskable_layers(model, ModularConfig(target_modules, skip_first_blocks)))
     layers = [layer for layer in maskable_layers(model) if layer.name in chosen]
     sizes = {layer.name: layer_sizes(model.get_submodule(layer.name))[1] for layer in layers}
+    check_names(model.config.id2label.values(), "`config.id2label`")
     label_gates = _LabelGates(model.config.num_labels, sizes, model.device, seed)
     optimizer = torch.optim.Adam([label_gates.logits], lr=learning_rate)
     seen: set[int] = set()
@@ -108,7 +109,7 @@ def learn_masks(
             (loss + compactness * min(1.0, progress / WARMUP) * excess).backward()
             optimizer.step()
     of_labels = label_gates.masks()
-    masks = ModuleMasks({model.config.id2label[i]: of_labels[i] for i in sorted(seen)})
+    masks = ModuleMasks({model.config.id2label[i]: of_labels[i] for i in sorted(seen)}, origin="learnt")
     if masks.retention() > MISSED * target_retention:
         logger.warning(
             f"Labels keep {masks.retention():.0%} of their neurons on average, but target_retention is "
@@ -178,15 +179,20 @@ class _LabelGates:
 def _batches(
     dataloader: Iterable[Mapping[str, Any]], num_epochs: int, disable_tqdm: bool
 ) -> Iterator[tuple[float, Mapping[str, Any]]]:
-    """All batches of all epochs, each with the share of the epochs that its own completes."""
+    """All batches of all epochs, each with the share of all batches that it completes."""
+    try:
+        num_batches = len(dataloader)
+    except TypeError:  # of an iterable dataset
+        num_batches = sum(1 for _ in dataloader)
     for epoch in range(1, num_epochs + 1):
         batch = None
-        for batch in tqdm(dataloader, desc=f"Masks, epoch {epoch} of {num_epochs}", disable=disable_tqdm):
-            yield epoch / num_epochs, batch
+        shown = tqdm(dataloader, desc=f"Masks, epoch {epoch} of {num_epochs}", disable=disable_tqdm)
+        for number, batch in enumerate(shown, start=(epoch - 1) * num_batches + 1):
+            yield number / (num_epochs * num_batches), batch
         if batch is None:
             raise NemoValueError(
-                f"The dataloader has no batches in epoch {epoch}. It is read once per epoch: pass a `DataLoader` or a "
-                "list of batches, not a generator."
+                f"The dataloader has no batches in epoch {epoch}. It is read once per epoch, and once to count its "
+                "batches if it has no length: pass a `DataLoader` or a list of batches, not a generator."
             )
 
 

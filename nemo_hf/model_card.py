@@ -39,6 +39,10 @@ PROCESSORS = {  # the Auto class, and how `pipeline` calls its object
     "audio-classification": ("AutoFeatureExtractor", "feature_extractor"),
     "text-classification": ("AutoTokenizer", "tokenizer"),
 }
+MASKS = {  # where they come from
+    "statistics": "from the statistics of a modular model",
+    "learnt": "learnt for a classifier that was trained already",
+}
 WITHOUT_NEMO_HF = """
 Where nemo_hf is not installed, leave out its import and add `trust_remote_code=True`: this runs the `slim.py` of this
 repository, which needs torch and transformers only.
@@ -93,14 +97,16 @@ def module_card(
         ("neurons kept", f"{kept:,} of {round(kept / share):,} ({share:.1%})" if share else "none"),
         ("parameters kept", f"{count_parameters(module):,} ({nemo['parameter_retention']:.1%} of the parent's)"),
         ("gates", {"mean": "class-mean gates folded into the weights", "binary": "0 or 1"}[nemo["gates"]]),
-        ("threshold", "chosen by hand" if nemo["threshold"] is None else f"{nemo['threshold']:g}"),
+        ("masks", MASKS.get(str(nemo.get("masks")), "chosen by hand")),
+        *([] if nemo["threshold"] is None else [("threshold", f"{nemo['threshold']:g}")]),
         ("layout", nemo["layout"]),
         *_metric_rows(metrics or {}),
     ]
     owner = "groups of samples" if "groups" in nemo else "labels"
+    whole = "modular model" if nemo.get("masks") == "statistics" else "classifier"
     text = f"""# Module for {shorten(nemo.get("groups", labels))}
 
-The part of a modular model that these {owner} need, cut out as a small dense network by
+The part of a {whole} that these {owner} need, cut out as a small dense network by
 [nemo_hf](https://arxiv.org/abs/2508.11348). It needs neither masks nor its parent.
 
 {table(rows)}
@@ -146,7 +152,7 @@ def collection_card(
     first = next(iter(entries.values()))
     text = f"""# Modules
 
-Parts of a modular model, each cut out for some of its labels as a small dense network by
+Parts of a classifier, each cut out for some of its labels as a small dense network by
 [nemo_hf](https://arxiv.org/abs/2508.11348). A module needs neither masks nor its parent, and downloads alone.
 
 {chr(10).join(lines)}

@@ -7,7 +7,7 @@ import base64
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from .files import read_tensors, write_tensors
 
 
 MASKS_FILE = "module_masks.safetensors"
+ORIGINS = ("statistics", "learnt", "by hand")
 Label = str | int
 
 
@@ -83,11 +84,15 @@ class ModuleMasks:
         gates (`Mapping`, *optional*): label → layer name → mean gate of the label's samples, of shape
             `(num_neurons,)`. [`NeuronStatistics.module_masks`] stores them; `extract_module(..., gates="mean")` needs
             them.
-        threshold (`float`, *optional*): how the masks were chosen, for the provenance of modules.
+        threshold (`float`, *optional*): share of samples by which [`NeuronStatistics.module_masks`] chose, for the
+            provenance of modules.
         grouped_by (`str`, *optional*): where the masks are of groups of samples: the column that holds the groups.
+        origin (`"statistics"`, `"learnt"` or `"by hand"`, *optional*, defaults to `"by hand"`): where the masks come
+            from, for the provenance of modules: [`NeuronStatistics`], [`learn_masks`] or anything else.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: if labels differ in their layers or sizes, or a mask is not boolean.
+        [`~nemo_hf.errors.NemoValueError`]: if labels differ in their layers or sizes, a mask is not boolean, or
+            `origin` is another word.
 
     Example:
 
@@ -108,9 +113,12 @@ class ModuleMasks:
         gates: Mapping[Label, Mapping[str, torch.Tensor]] | None = None,
         threshold: float | None = None,
         grouped_by: str | None = None,
+        origin: Literal["statistics", "learnt", "by hand"] = "by hand",
     ):
         if not masks:
             raise NemoValueError("ModuleMasks needs the mask of at least one label.")
+        if origin not in ORIGINS:
+            raise NemoValueError(f"origin must be one of {', '.join(map(repr, ORIGINS))}, got {origin!r}.")
         masks, gates = _plain_labels(masks), None if gates is None else _plain_labels(gates)
         for label, layers in masks.items():
             if not all(isinstance(mask, torch.Tensor) for mask in layers.values()):
@@ -119,6 +127,7 @@ class ModuleMasks:
         self._gates = None if gates is None else {label: dict(layers) for label, layers in gates.items()}
         self.threshold = threshold
         self.grouped_by = grouped_by
+        self.origin = origin
         sizes = {layer: tuple(mask.shape) for layer, mask in next(iter(self._masks.values())).items()}
         for label, mask in self._masks.items():
             if {layer: tuple(tensor.shape) for layer, tensor in mask.items()} != sizes or not sizes:
@@ -216,6 +225,7 @@ class ModuleMasks:
             "layers": self.layers,
             "threshold": self.threshold,
             "grouped_by": self.grouped_by,
+            "origin": self.origin,
         }
         write_tensors(os.path.join(save_directory, MASKS_FILE), tensors, description)
 
@@ -236,7 +246,10 @@ class ModuleMasks:
                 else None
                 for kind in ("mask", "gate")
             )
-            return cls(masks, gates, description["threshold"], description.get("grouped_by"))
+            threshold = description["threshold"]
+            # Before files said it, those with a threshold were of statistics.
+            origin = description.get("origin", "by hand" if threshold is None else "statistics")
+            return cls(masks, gates, threshold, description.get("grouped_by"), origin)
         except (KeyError, TypeError, IndexError, NemoValueError) as error:
             raise CheckpointError(f"{MASKS_FILE} in {source} is damaged ({error!r}).") from error
 

@@ -50,8 +50,9 @@ class Remote:
         files = frozenset(file.rfilename for file in info.siblings or ())
         return cls(api, repo_id, revision, info.sha, files)
 
-    def read(self, path: str) -> bytes | None:
-        """The content of a file, or `None` if the repository has no such file."""
+    def read(self, name: str, folder: str = "") -> bytes | None:
+        """The content of a file in a folder, or `None` if the repository has no such file."""
+        path = f"{folder}/{name}" if folder else name
         if path not in self.files:
             return None
         with clear_errors(self.repo_id):

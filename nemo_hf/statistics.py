@@ -17,7 +17,7 @@ from transformers.utils import logging
 from . import metrics
 from .errors import CheckpointError, NemoValueError
 from .files import read_tensors, write_tensors
-from .labels import as_membership, check_labels, labels_of, membership
+from .labels import as_membership, check_labels, check_names, labels_of, membership
 from .masking import masked_layers, modular_config, record_masks
 from .module_masks import Label, ModuleMasks
 from .reservoir import Reservoir
@@ -64,9 +64,7 @@ class NeuronStatistics:
         activations: bool = False,
     ):
         self.labels = list(labels)
-        if len(set(self.labels)) != len(self.labels):
-            source = "`config.id2label`" if grouped_by is None else "the groups"
-            raise NemoValueError(f"Two labels have the same name: {self.labels!r}. Give {source} distinct ones.")
+        check_names(self.labels, "`config.id2label`" if grouped_by is None else "the groups")
         self.layers = dict(layers)
         self.grouped_by = grouped_by
         self.activations = activations
@@ -174,7 +172,7 @@ class NeuronStatistics:
             for i in seen:
                 masks[self.labels[i]][layer] = kept[i]
                 gates[self.labels[i]][layer] = means[layer][i]
-        return ModuleMasks(masks, None if self.activations else gates, threshold, self.grouped_by)
+        return ModuleMasks(masks, None if self.activations else gates, threshold, self.grouped_by, "statistics")
 
     def cohesion(self, threshold: float = 0.9) -> float:
         """

@@ -223,6 +223,32 @@ def test_info_of_a_stock_module(tmp_path):
     assert "import nemo_hf" not in text
 
 
+@pytest.mark.parametrize(
+    ("options", "row", "whole"),
+    [
+        ({"origin": "statistics", "threshold": 0.8}, "from the statistics of a modular model", "modular model"),
+        ({"origin": "learnt"}, "learnt for a classifier that was trained already", "classifier"),
+        ({}, "chosen by hand", "classifier"),
+    ],
+    ids=["statistics", "learnt", "by hand"],
+)
+def test_card_and_info_say_where_masks_come_from(options, row, whole, tmp_path):
+    plain = VIT.model()
+    masks = ModuleMasks(random_masks(plain)[0], **options)
+    module = extract_module(plain, masks, ["cat"])
+    save_module(module, tmp_path / "module")
+    text = (tmp_path / "module" / "README.md").read_text()
+    assert f"| masks | {row}" in text
+    assert f"The part of a {whole} that these labels need" in text
+    assert ("| threshold | 0.8 |" in text) == ("threshold" in options)
+    assert describe_checkpoint(tmp_path / "module")["masks"] == masks.origin
+    plain.save_pretrained(tmp_path / "plain")
+    masks.save_pretrained(tmp_path / "plain")
+    report = describe_checkpoint(tmp_path / "plain")
+    assert (report["kind"], report["masks"]) == ("plain", masks.origin)
+    assert (report["single_label_retention"], report["coupling"]) == (masks.retention(), masks.coupling())
+
+
 def test_info_of_every_kind(module, tmp_path):
     parent, plain = VIT.masked(), VIT.model()
     parent.save_pretrained(tmp_path / "parent")

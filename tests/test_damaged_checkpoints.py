@@ -258,7 +258,7 @@ def test_a_module_never_replaces_its_parent(tmp_path):
     parent = modular_parent(VIT)
     parent.save_pretrained(tmp_path)
     module = extract_module(parent, module_masks(parent), ["elk", "ant"])
-    with pytest.raises(NemoValueError, match="holds a modular model, which the module would replace"):
+    with pytest.raises(NemoValueError, match="holds a modular model .*, which the module would replace"):
         save_module(module, tmp_path)
     assert_same_state(AutoModularModel.from_pretrained(tmp_path).state_dict(), parent.state_dict())
     with pytest.raises(NemoValueError, match="accuracy of a module must be a share from 0 to 1, got 97"):

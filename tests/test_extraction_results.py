@@ -4,12 +4,13 @@
 import base64
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from models import BERT, CASES, LABELS, VIT, module_masks, naive_gates, over_models, over_two_models, random_masks
-from transformers import ViTConfig
+from transformers import PreTrainedModel, ViTConfig
 
 from nemo_hf import ModuleMasks, NemoValueError, UnsupportedModelError, extract_module
 from nemo_hf.extraction import resolve_labels
@@ -117,12 +118,13 @@ def test_provenance(case, kind):
     module_masks = ModuleMasks(masks, gates, threshold=0.85)
     nemo = extract_module(parent, module_masks, ["elk", "cat"], gates=kind).config.nemo
     assert {
-        name: nemo[name] for name in ("kind", "format", "labels", "label_ids", "threshold", "gates", "layout")
+        name: nemo[name] for name in ("kind", "format", "labels", "label_ids", "masks", "threshold", "gates", "layout")
     } == {
         "kind": "module",
         "format": 1,
         "labels": ["elk", "cat"],
         "label_ids": [4, 2],
+        "masks": "by hand",
         "threshold": 0.85,
         "gates": kind,
         "layout": "ragged",
@@ -217,3 +219,30 @@ def test_a_module_is_not_cut_again(case):
         UnsupportedModelError, match="is a module already. Masks and further cuts start from its parent"
     ):
         extract_module(module, module_masks(parent), ["cat"])
+
+
+def test_several_threads_may_extract():
+    parent, functions = VIT.masked(), (PreTrainedModel.init_weights, torch.nn.init.kaiming_uniform_)
+    masks = module_masks(parent)
+
+    def logits(label):
+        with torch.no_grad():
+            return extract_module(parent, masks, [label])(**VIT.inputs()).logits
+
+    with ThreadPoolExecutor(5) as threads:
+        found = list(threads.map(logits, 5 * LABELS))
+    assert all(torch.equal(one, logits(label)) for one, label in zip(found, 5 * LABELS, strict=True))
+    assert (PreTrainedModel.init_weights, torch.nn.init.kaiming_uniform_) == functions
+
+
+@pytest.mark.parametrize("layout", ["ragged", "stock"])
+def test_nothing_is_initialised_that_is_loaded_afterwards(layout, monkeypatch):
+    """A model of the parent's full size is made; random numbers for all of it took most of the time and memory."""
+    parent = VIT.masked(skip_first_blocks=0)
+
+    def draw(*_, **__):
+        raise AssertionError("random weights")
+
+    monkeypatch.setattr(VIT.model_class, "_init_weights", draw)
+    monkeypatch.setattr("torch.nn.init.kaiming_uniform_", draw)
+    extract_module(parent, module_masks(parent), ["cat"], layout=layout)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import CASES, LABELS, RESNET, case_of, check_exact, plain_parent
+from models import CASES, LABELS, RESNET, case_of, check_exact, gated_by_hooks, naive_gates, plain_parent, random_masks
 from torch import nn
 
 from nemo_hf import (
@@ -214,9 +214,11 @@ def test_the_activation_behind_an_addition_counts_too(activation):
 
 def test_an_activation_with_a_parameter_is_asked_in_its_own_dtype():
     model = RESNET.model(hidden_act="prelu").double()
-    module = extract_module(
-        model,
-        ModuleMasks({0: {"resnet.encoder.stages.1.layers.1.layer.2.convolution": torch.ones(32, dtype=torch.bool)}}),
-        [0],
-    )
-    assert module.dtype == torch.float64
+    inputs = {name: tensor.double() for name, tensor in RESNET.inputs().items()}
+    masks, _ = random_masks(model, skip_first_blocks=0)
+    for index, label in enumerate(LABELS):
+        module = extract_module(model, ModuleMasks(masks), [label])
+        with torch.no_grad(), gated_by_hooks(model, naive_gates(masks, None, [label])):
+            expected = model(**inputs).logits[:, [index]]
+        assert module.dtype == torch.float64
+        torch.testing.assert_close(module(**inputs).logits, expected, atol=1e-10, rtol=1e-10)

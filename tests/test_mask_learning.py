@@ -17,6 +17,7 @@ from models import (
     plain_parent,
     state_copy,
 )
+from torch.utils.data import DataLoader, IterableDataset
 
 from nemo_hf import (
     ModuleMasks,
@@ -28,7 +29,7 @@ from nemo_hf import (
     list_maskable_layers,
     remove_masks,
 )
-from nemo_hf.mask_learning import _LabelGates, _multiplied, _task_loss
+from nemo_hf.mask_learning import _batches, _LabelGates, _multiplied, _task_loss
 from nemo_hf.maskable import maskable_layers
 from nemo_hf.slim import layer_sizes
 
@@ -101,7 +102,7 @@ def test_the_same_seed_gives_the_same_masks():
     assert same(masks, learnt(VIT, **options))
     assert not same(masks, learnt(VIT, seed=1, **options))
     assert masks.labels == LABELS
-    assert (masks.has_gates, masks.threshold) == (False, None)
+    assert (masks.has_gates, masks.threshold, masks.origin) == (False, None, "learnt")
 
 
 def trained(case):
@@ -261,11 +262,32 @@ def test_values_outside_their_range_are_refused(options, text):
         learnt(VIT, **options)
 
 
+class Stream(IterableDataset):
+    """Samples one by one: nobody knows how many."""
+
+    def __iter__(self):
+        return iter(Samples(VIT, 20))
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2, 4, 10])
+@pytest.mark.parametrize("batches", [loader(VIT), DataLoader(Stream(), 8)], ids=["list", "stream"])
+def test_the_weight_of_the_size_grows_by_batches_over_the_first_quarter(batches, num_epochs):
+    shares = [share for share, _ in _batches(batches, num_epochs, disable_tqdm=True)]
+    assert shares == pytest.approx([number / (3 * num_epochs) for number in range(1, 3 * num_epochs + 1)])
+
+
 def test_data_that_ends_is_refused():
     with pytest.raises(NemoValueError, match="no batches in epoch 1. It is read once per epoch"):
         learn_masks(VIT.model(), [], disable_tqdm=True)
-    with pytest.raises(NemoValueError, match="no batches in epoch 2.*pass a `DataLoader` or a list"):
+    with pytest.raises(NemoValueError, match="no batches in epoch 1.*pass a `DataLoader` or a list"):
         learn_masks(VIT.model(), iter(loader(VIT)), disable_tqdm=True)
+
+
+def test_labels_of_one_name_are_refused():
+    names = ["ant", "ant", "cat", "dog", "elk"]
+    model = VIT.model(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
+    with pytest.raises(NemoValueError, match="Two labels have the same name: .'ant', 'ant', .*Give `config.id2label`"):
+        learnt(VIT, model)
 
 
 def test_models_that_cannot_have_learnt_masks_are_refused():

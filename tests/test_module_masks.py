@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nemo_hf import CheckpointError, ModuleMasks, NemoValueError, NeuronMask
+from nemo_hf.files import read_tensors, write_tensors
 
 
 def tensors(*bits):
@@ -115,10 +116,11 @@ def test_inconsistent_masks_are_refused(masks, gates, text):
 
 @pytest.mark.parametrize("gates", [None, GATES], ids=["without gates", "with gates"])
 def test_save_and_load_are_inverse(gates, tmp_path):
-    masks = ModuleMasks(MASKS, gates, threshold=0.8)
+    masks = ModuleMasks(MASKS, gates, threshold=0.8, origin="learnt")
     masks.save_pretrained(tmp_path)
     loaded = ModuleMasks.from_pretrained(tmp_path)
     assert (loaded.labels, loaded.layers, loaded.threshold) == (masks.labels, masks.layers, 0.8)
+    assert loaded.origin == "learnt"
     assert loaded.has_gates is (gates is not None)
     for label in MASKS:
         for layer in masks.layers:
@@ -126,6 +128,19 @@ def test_save_and_load_are_inverse(gates, tmp_path):
             if gates is not None:
                 assert torch.equal(loaded.mean_gates([label])[layer], GATES[label][layer])
     assert [file.name for file in tmp_path.iterdir()] == ["module_masks.safetensors"]
+
+
+@pytest.mark.parametrize(("threshold", "origin"), [(0.8, "statistics"), (None, "by hand")])
+def test_files_of_before_that_do_not_say_where_masks_come_from(threshold, origin, tmp_path):
+    path = tmp_path / "module_masks.safetensors"
+    ModuleMasks(MASKS, threshold=threshold).save_pretrained(tmp_path)
+    tensors, description = read_tensors(tmp_path, path.name)
+    del description["origin"]
+    write_tensors(path, tensors, description)
+    assert ModuleMasks.from_pretrained(tmp_path).origin == origin
+    write_tensors(path, tensors, {**description, "origin": ["learnt"]})
+    with pytest.raises(CheckpointError, match="is damaged .*origin must be one of 'statistics', 'learnt', 'by hand'"):
+        ModuleMasks.from_pretrained(tmp_path)
 
 
 def test_damaged_files_are_refused(tmp_path):

@@ -25,7 +25,7 @@ FLOORS = [
         "task_data",
         "cli_output",
     },
-    {"families", "heads", "resolution", "training_args", "module_masks", "model_card", "checkpoints"},
+    {"families", "heads", "resolution", "training_args", "module_masks", "model_card", "checkpoints", "replacing"},
     {"maskable", "sampler", "schedules", "term_averages"},
     {"cutting", "masking"},
     {"stock", "statistics", "mask_learning", "auto"},

@@ -161,7 +161,7 @@ def test_threshold_is_met_exactly_at_the_boundary(samples, opened, threshold, ke
 def test_module_masks_equal_a_naive_loop(data):
     masks = collected(*data).module_masks(0.5)
     assert masks.labels == LABELS[:4]  # a label without samples has no mask
-    assert masks.threshold == 0.5
+    assert (masks.threshold, masks.origin) == (0.5, "statistics")
     for label, (layer, gate) in itertools.product(range(4), data[0].items()):
         of_label = gate[data[1] == label]
         share = (of_label > 0).double().mean(0)
