@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Image, Value, load_dataset
+from datasets.exceptions import DatasetsError
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
@@ -16,7 +17,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from .errors import NemoValueError
 
 
-LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label")
+LABEL_COLUMNS = ("label", "labels")
 TEXT_COLUMNS = ("text", "sentence")
 TRAIN_LENGTH = 128  # tokens, where nothing else is said
 
@@ -71,9 +72,15 @@ def load_split(data: DataArguments, split: str | None = None) -> Dataset:
     One split of the dataset; without a name the test split, or else the validation split.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: if there is no such split.
+        [`~nemo_hf.errors.NemoValueError`]: if there is no such split, or `datasets` cannot read the dataset.
     """
-    splits = load_dataset(data.dataset_name, data.dataset_config_name)
+    try:
+        splits = load_dataset(data.dataset_name, data.dataset_config_name)
+    except (RuntimeError, DatasetsError) as error:  # a loading script, or damaged files
+        raise NemoValueError(
+            f"{data.dataset_name} cannot be loaded as a dataset: {error}. Give a repository or a folder with Parquet, "
+            "CSV or JSON files, or with images, and without a loading script."
+        ) from error
     candidates = [split] if split else [name for name in ("test", "validation") if name in splits]
     if not candidates or candidates[0] not in splits:
         raise NemoValueError(f"{data.dataset_name} has no split {split or 'test'!r}; it has {', '.join(splits)}.")
@@ -136,17 +143,14 @@ def find_columns(dataset: Dataset, data: DataArguments) -> Columns:
     Find the columns with the inputs and the labels by their types, unless the arguments name them.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: if there are none, or several with texts, or a sample has several labels.
+        [`~nemo_hf.errors.NemoValueError`]: if there are none, or several with texts or with labels, or a sample has
+            several labels.
     """
     features = dataset.features
     for name in (data.input_column, data.label_column):
         if name is not None and name not in features:
             raise NemoValueError(f"The dataset has no column {name!r}; it has {', '.join(features)}.")
-    label = data.label_column or next((name for name in LABEL_COLUMNS if name in features), None)
-    if label is None:
-        label = next((name for name, feature in features.items() if isinstance(feature, ClassLabel)), None)
-    if label is None:
-        raise NemoValueError(f"The dataset has no labels: none of its columns {', '.join(features)} is one. Name one.")
+    label = data.label_column or _find_label_column(dataset)
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
     texts = [name for name, feature in features.items() if _is_text(feature) and name != label]
     texts = [name for name in TEXT_COLUMNS if name in texts] or texts
@@ -155,8 +159,8 @@ def find_columns(dataset: Dataset, data: DataArguments) -> Columns:
         raise NemoValueError(f"The dataset has neither images nor texts, only {', '.join(features)}.")
     if data.input_column is None and not images and len(texts) > 1:
         raise NemoValueError(
-            f"The dataset has several columns with texts: {', '.join(texts)}. Name the one to use with input_column; "
-            "join them into one first if the model shall read more."
+            f"The dataset has several columns with texts: {', '.join(texts)}. Name the one to use with "
+            "--input_column; join them into one first if the model shall read more."
         )
     feature = features[label]
     if not isinstance(feature, ClassLabel | Value):
@@ -166,6 +170,24 @@ def find_columns(dataset: Dataset, data: DataArguments) -> Columns:
         )
     names = feature.names if isinstance(feature, ClassLabel) else _names(set(dataset[label]))
     return Columns(inputs, label, names, isinstance(features[inputs], Image))
+
+
+def _find_label_column(dataset: Dataset) -> str:
+    """The column called `label`, or else the only one of class labels."""
+    features = dataset.features
+    found = [name for name in LABEL_COLUMNS if name in features]
+    found = found or [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if not found:
+        raise NemoValueError(
+            f"The dataset has no labels: none of its columns {', '.join(features)} is called `label` or holds class "
+            "labels. Name the one to use with --label_column."
+        )
+    if len(found) > 1:
+        raise NemoValueError(
+            f"The dataset has several columns with labels: {', '.join(found)}. Name the one to use with "
+            "--label_column."
+        )
+    return found[0]
 
 
 def _is_text(feature: Any) -> bool:

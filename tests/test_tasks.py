@@ -85,6 +85,35 @@ def test_one_of_several_text_columns_must_be_named():
     assert columns_of(dataset).inputs == "text"
 
 
+def test_one_of_several_label_columns_must_be_named():
+    classes = ClassLabel(names=["no", "yes"])
+    values = {"text": TEXTS, "coarse_label": [0, 1, 0], "fine_label": [1, 1, 0]}
+    dataset = Dataset.from_dict(values).cast_column("coarse_label", classes).cast_column("fine_label", classes)
+    with pytest.raises(
+        NemoValueError, match="several columns with labels: coarse_label, fine_label. Name the one to use with --label"
+    ):
+        columns_of(dataset)
+    assert columns_of(dataset, label_column="coarse_label").label == "coarse_label"
+    assert columns_of(dataset.add_column("label", [0, 0, 1])).label == "label"
+    assert columns_of(dataset.remove_columns("fine_label")).label == "coarse_label"
+    both = dataset.rename_columns({"coarse_label": "label", "fine_label": "labels"})
+    with pytest.raises(NemoValueError, match="several columns with labels: label, labels"):
+        columns_of(both)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [("data.py", "", "Dataset scripts are no longer supported"), ("train.json", "{", "generating the dataset")],
+    ids=["script", "damaged"],
+)
+def test_folders_that_datasets_cannot_read(tmp_path, name, content, reason):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / name).write_text(content)
+    with pytest.raises(NemoValueError, match=f"cannot be loaded as a dataset: .*{reason}.*with Parquet, CSV or JSON"):
+        task_data.load_split(task_data.DataArguments(str(folder)))
+
+
 @pytest.mark.parametrize(
     ("values", "feature"),
     [
