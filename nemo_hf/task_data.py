@@ -15,6 +15,7 @@ from transformers import DataCollatorWithPadding
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from .errors import NemoValueError
+from .labels import OTHER_COLUMN, REGRESSION
 
 
 LABEL_COLUMNS = ("label", "labels")
@@ -143,8 +144,8 @@ def find_columns(dataset: Dataset, data: DataArguments) -> Columns:
     Find the columns with the inputs and the labels by their types, unless the arguments name them.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: if there are none, or several with texts or with labels, or a sample has
-            several labels.
+        [`~nemo_hf.errors.NemoValueError`]: if there are none, or several with texts or with labels, a sample has
+            several labels, or the labels are fractions.
     """
     features = dataset.features
     for name in (data.input_column, data.label_column):
@@ -167,6 +168,11 @@ def find_columns(dataset: Dataset, data: DataArguments) -> Columns:
         raise NemoValueError(
             f"The column {label!r} does not hold one label for each sample, but {feature}. Samples of several labels "
             "are for `ModularTrainer` in a script."
+        )
+    if feature.dtype.startswith(("float", "double", "decimal")):
+        raise NemoValueError(
+            f"{REGRESSION}: got the column {label!r} of {feature.dtype}. If its numbers stand for classes, cast the "
+            f"column to int64 or to `ClassLabel`. Otherwise train in a script. {OTHER_COLUMN}"
         )
     names = feature.names if isinstance(feature, ClassLabel) else _names(set(dataset[label]))
     return Columns(inputs, label, names, isinstance(features[inputs], Image))

@@ -147,6 +147,15 @@ def test_lists_of_labels_are_refused():
         columns_of(dataset)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "decimal128(4, 1)"])
+def test_fractions_are_no_classes(dtype):
+    dataset = labelled("text", [0.5, 1.25, 3.0], Value("float64")).cast_column("label", Value(dtype))
+    with pytest.raises(NemoValueError, match="Regression targets have no classes .*'label' of .*cast the column"):
+        columns_of(dataset)
+    dataset = labelled("text", [0.0, 1.0, 1.0], Value("float64")).cast_column("label", Value("int64"))
+    assert columns_of(dataset).names == ["0", "1"]
+
+
 def test_texts_are_as_long_as_in_training_unless_said_otherwise():
     dataset = labelled("text", [0, 1, 0], ClassLabel(names=["a", "b"]))
     tokenizer = tasks.train_wordpiece(TEXTS, 60, 4)
