@@ -61,8 +61,7 @@ def train_on_digits(args: Arguments) -> tuple[PreTrainedModel, Dataset, Dataset,
 
 def load(args: Arguments, data: task_data.DataArguments) -> tuple[PreTrainedModel, Dataset, Dataset, Callable]:
     """The same for a checkpoint and a dataset."""
-    train, test = task_data.load_train_split(data, args.seed), task_data.load_eval_split(data)
-    columns = task_data.find_columns(train, data)
+    train, test, columns = task_data.load_splits(data, args.seed, group_column=None)
     model = tasks.load_checkpoint(args.checkpoint, columns.is_image)
     processor = tasks.processor_of(args.checkpoint, model)
     label2id = ids_by_name(model.config)

@@ -54,8 +54,7 @@ def train(arguments: list[str]) -> dict[str, Any]:
     report: dict[str, Any] = {}
     training_args.remove_unused_columns = False  # images are transformed when they are read
     group_column = training_args.group_column
-    train_split, eval_split = task_data.load_splits(data_args, training_args.seed, group_column)
-    columns = task_data.find_columns(train_split, data_args)
+    train_split, eval_split, columns = task_data.load_splits(data_args, training_args.seed, group_column)
     processor = tasks.load_processor(model_args, columns, train_split, data_args.max_length)
     set_seed(training_args.seed)
     model = tasks.load_model(model_args, columns, processor)
@@ -126,8 +125,7 @@ def learn_masks(arguments: list[str]) -> dict[str, Any]:
     if args.output is None and not output.is_dir():
         raise NemoValueError(f"{args.checkpoint} is no folder: name one for the masks with --output.")
     hub = {"revision": args.revision, "token": args.token}
-    split = task_data.load_train_split(data_args, args.seed)
-    columns = task_data.find_columns(split, data_args)
+    split, columns = task_data.load_train_split(data_args, args.seed)
     model = tasks.load_checkpoint(args.checkpoint, columns.is_image, **hub)
     processor = tasks.processor_of(args.checkpoint, model, **hub)
     dataset = task_data.encode(split, columns, processor, ids_by_name(model.config), data_args.max_length)
@@ -224,19 +222,21 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
     data_args, args = parser.parse_args_into_dataclasses(args=arguments)
     report: dict[str, Any] = {}
     from . import collect_statistics, metrics
-    from .config import checkpoint_kind
+    from .config import MODULE_KIND, checkpoint_kind
     from .labels import ids_by_name
     from .masking import is_masked
 
     hub = {"revision": args.revision, "token": args.token}
-    split = task_data.load_eval_split(data_args)
-    columns = task_data.find_columns(split, data_args)
+    split, columns = task_data.load_eval_split(data_args)
     model = tasks.load_checkpoint(args.checkpoint, columns.is_image, **hub)
     processor = tasks.processor_of(args.checkpoint, model, **hub)
-    dataset = task_data.encode(split, columns, processor, ids_by_name(model.config), data_args.max_length)
+    kind, label2id = checkpoint_kind(model.config), ids_by_name(model.config)
+    dataset = task_data.encode(
+        split, columns, processor, label2id, data_args.max_length, for_module=kind == MODULE_KIND
+    )
     batches = task_data.dataloader(dataset, processor, columns.is_image, args.batch_size)
     report.update(
-        kind=checkpoint_kind(model.config) or "plain",
+        kind=kind or "plain",
         labels=list(model.config.id2label.values()),
         num_samples=len(dataset),
         accuracy=tasks.model_accuracy(model, batches),
@@ -281,8 +281,7 @@ def report(arguments: list[str]) -> dict[str, Any]:
     batches = groups = None
     if data_args.dataset_name is not None:
         column = NeuronStatistics.from_pretrained(args.checkpoint, **hub).grouped_by
-        split = task_data.load_eval_split(data_args, column)
-        columns = task_data.find_columns(split, data_args)
+        split, columns = task_data.load_eval_split(data_args, column)
         processor = tasks.processor_of(args.checkpoint, model, **hub)
         encoded = task_data.encode(split, columns, processor, ids_by_name(model.config), data_args.max_length, column)
         batches = task_data.dataloader(encoded, processor, columns.is_image, args.batch_size)

@@ -13,10 +13,13 @@ from datasets.exceptions import DatasetsError
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+from transformers.utils import logging
 
 from .errors import NemoValueError
 from .labels import OTHER_COLUMN, REGRESSION
 
+
+logger = logging.get_logger(__name__)
 
 LABEL_COLUMNS = ("label", "labels")
 TEXT_COLUMNS = ("text", "sentence")
@@ -88,55 +91,62 @@ def load_split(data: DataArguments, split: str | None = None) -> Dataset:
     return splits[candidates[0]]
 
 
-def load_train_split(data: DataArguments, seed: int) -> Dataset:
+def load_train_split(data: DataArguments, seed: int) -> tuple[Dataset, Columns]:
     """
-    The split to train on, `max_train_samples` random samples of it.
+    The split to train on, `max_train_samples` random samples of it, and the columns of the whole split: also labels
+    without a sample among these have their names.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: if there is no such split.
+        [`~nemo_hf.errors.NemoValueError`]: if there is no such split, or its columns are not clear.
     """
     split = load_split(data, data.train_split)
+    columns = find_columns(split, data)
     if data.max_train_samples:
-        return split.shuffle(seed=seed).select(range(min(len(split), data.max_train_samples)))
-    return split
+        split = split.shuffle(seed=seed).select(range(min(len(split), data.max_train_samples)))
+    return split, columns
 
 
-def load_splits(data: DataArguments, seed: int, group_column: str | None) -> tuple[Dataset, Dataset]:
+def load_splits(data: DataArguments, seed: int, group_column: str | None) -> tuple[Dataset, Dataset, Columns]:
     """
-    The splits to train and to evaluate on. Texts in the group column become `ClassLabel`, the same in both.
+    The splits to train and to evaluate on, and the columns of the first. Texts in the group column become
+    `ClassLabel`, the same in both.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: if there is no such split or column.
+        [`~nemo_hf.errors.NemoValueError`]: if there is no such split or column, or the columns are not clear.
     """
-    train, evaluation = load_train_split(data, seed), load_split(data, data.eval_split)
-    if data.max_eval_samples:
-        evaluation = evaluation.select(range(min(len(evaluation), data.max_eval_samples)))
-    if group_column is None:
-        return train, evaluation
-    if group_column not in train.features:
-        raise NemoValueError(f"The dataset has no column {group_column!r}; it has {', '.join(train.features)}.")
-    if not _is_text(train.features[group_column]):
-        return train, evaluation
-    names = {value for value in (*train[group_column], *evaluation[group_column]) if value is not None}
-    feature = ClassLabel(names=sorted(names))
-    return train.cast_column(group_column, feature), evaluation.cast_column(group_column, feature)
+    train, columns = load_train_split(data, seed)
+    evaluation = _first_samples(load_split(data, data.eval_split), data)
+    if group_column is not None and _is_text(_feature(train, group_column)):
+        names = {value for value in (*train[group_column], *evaluation[group_column]) if value is not None}
+        feature = ClassLabel(names=sorted(names))
+        train, evaluation = (split.cast_column(group_column, feature) for split in (train, evaluation))
+    return train, evaluation, columns
 
 
-def load_eval_split(data: DataArguments, group_column: str | None = None) -> Dataset:
+def load_eval_split(data: DataArguments, group_column: str | None = None) -> tuple[Dataset, Columns]:
     """
-    The split to evaluate on, the first `max_eval_samples` of it. Texts in the group column become `ClassLabel`.
+    The split to evaluate on, the first `max_eval_samples` of it, and its columns. Texts in the group column become
+    `ClassLabel`.
 
     Raises:
-        [`~nemo_hf.errors.NemoValueError`]: if there is no such split or column.
+        [`~nemo_hf.errors.NemoValueError`]: if there is no such split or column, or the columns are not clear.
     """
     split = load_split(data, data.eval_split)
-    if data.max_eval_samples:
-        split = split.select(range(min(len(split), data.max_eval_samples)))
-    if group_column is not None and group_column not in split.features:
-        raise NemoValueError(f"The dataset has no column {group_column!r}; it has {', '.join(split.features)}.")
-    if group_column is not None and _is_text(split.features[group_column]):
-        return split.class_encode_column(group_column)
-    return split
+    columns = find_columns(split, data)
+    split = _first_samples(split, data)
+    if group_column is not None and _is_text(_feature(split, group_column)):
+        split = split.class_encode_column(group_column)
+    return split, columns
+
+
+def _first_samples(split: Dataset, data: DataArguments) -> Dataset:
+    return split.select(range(min(len(split), data.max_eval_samples))) if data.max_eval_samples else split
+
+
+def _feature(dataset: Dataset, column: str) -> Any:
+    if column not in dataset.features:
+        raise NemoValueError(f"The dataset has no column {column!r}; it has {', '.join(dataset.features)}.")
+    return dataset.features[column]
 
 
 def find_columns(dataset: Dataset, data: DataArguments) -> Columns:
@@ -149,8 +159,8 @@ def find_columns(dataset: Dataset, data: DataArguments) -> Columns:
     """
     features = dataset.features
     for name in (data.input_column, data.label_column):
-        if name is not None and name not in features:
-            raise NemoValueError(f"The dataset has no column {name!r}; it has {', '.join(features)}.")
+        if name is not None:
+            _feature(dataset, name)
     label = data.label_column or _find_label_column(dataset)
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
     texts = [name for name, feature in features.items() if _is_text(feature) and name != label]
@@ -212,11 +222,12 @@ def encode(
     label2id: dict[str, int],
     max_length: int | None = None,
     group_column: str | None = None,
+    for_module: bool = False,
 ) -> Dataset:
     """
     The dataset as model inputs with the label ids of a model, and the groups if there is a column for them; samples
-    without a label, or with one that the model does not have, are left out. Texts are cut at `max_length` tokens, by
-    default at the `model_max_length` of the tokenizer.
+    without a label, or with one that the model does not have, are left out, with a warning unless the model is a
+    module. Texts are cut at `max_length` tokens, by default at the `model_max_length` of the tokenizer.
 
     Raises:
         [`~nemo_hf.errors.NemoValueError`]: if no sample is left.
@@ -235,6 +246,12 @@ def encode(
             f"({', '.join(list(label2id)[:10])})."
         )
     kept = np.flatnonzero(ids >= 0)
+    if len(kept) < len(names) and not for_module:
+        others = _names(set(names) - set(label2id))
+        logger.warning(
+            f"{len(names) - len(kept)} of {len(names)} samples are left out: {names.count(None)} have no label, the "
+            f"others one that the model does not have ({', '.join(others[:10]) or '–'})."
+        )
     groups = [] if group_column is None else [group_column]
     dataset = dataset.select(kept).select_columns([columns.inputs, *groups]).add_column("labels", ids[kept])
     if not columns.is_image:

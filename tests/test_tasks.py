@@ -141,6 +141,34 @@ def test_a_split_without_labels_is_refused():
         task_data.encode(dataset, columns_of(dataset), tokenizer, {"0": 0, "1": 1})
 
 
+@pytest.fixture
+def many_labels(tmp_path):
+    """A folder whose labels are plain texts: ten in `train`, and one more in `test`."""
+    for split, names in (("train", [f"c{i % 10}" for i in range(60)]), ("test", [f"c{i}" for i in range(11)])):
+        values = {"text": [f"text of {name}" for name in names], "label": [None, *names[1:]]}
+        Dataset.from_dict(values).to_parquet(str(tmp_path / f"{split}-00000-of-00001.parquet"))
+    return task_data.DataArguments(str(tmp_path), max_train_samples=5)
+
+
+def test_names_of_labels_are_those_of_the_whole_split(many_labels):
+    train, evaluation, columns = task_data.load_splits(many_labels, 0, None)
+    assert (len(train), len(evaluation)) == (5, 11)
+    assert columns.names == [f"c{i}" for i in range(10)]
+    assert task_data.load_train_split(many_labels, 0)[1] == columns
+
+
+def test_samples_that_are_left_out_are_counted(many_labels, caplog):
+    _, evaluation, columns = task_data.load_splits(many_labels, 0, None)
+    tokenizer = tasks.train_wordpiece(TEXTS, 60, 16)
+    label2id = {name: i for i, name in enumerate(columns.names)}
+    assert len(task_data.encode(evaluation, columns, tokenizer, label2id)) == 9
+    text = "2 of 11 samples are left out: 1 have no label, the others one that the model does not have (c10)"
+    assert text in caplog.text
+    caplog.clear()
+    task_data.encode(evaluation, columns, tokenizer, {"c2": 0}, for_module=True)  # it is of some labels only
+    assert caplog.text == ""
+
+
 def test_lists_of_labels_are_refused():
     dataset = labelled("text", [[0], [0, 1], []], List(Value("int64")))
     with pytest.raises(NemoValueError, match="does not hold one label for each sample"):
