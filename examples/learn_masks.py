@@ -46,6 +46,13 @@ class Arguments:
     seed: int = field(default=0, metadata={"help": "Of the masks, the selections and the model for the digits."})
 
 
+@dataclass
+class Data(task_data.DataArguments):
+    """Where the data are; for the digits nothing."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub, or a local folder."})
+
+
 def train_on_digits(args: Arguments) -> tuple[PreTrainedModel, Dataset, Dataset, Callable]:
     """A plain model, both splits of its data, and what makes a batch of samples."""
     train, test, _ = demo.load_digits_splits()
@@ -91,7 +98,7 @@ def predict(model: PreTrainedModel, batches: DataLoader) -> tuple[torch.Tensor, 
 
 
 def main() -> None:
-    parser = HfArgumentParser((Arguments, task_data.OptionalDataArguments), description=__doc__)
+    parser = HfArgumentParser((Arguments, Data), description=__doc__)
     args, data = parser.parse_args_into_dataclasses()
     model, train, test, collator = load(args, data) if args.checkpoint else train_on_digits(args)
     model.eval()

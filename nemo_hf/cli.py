@@ -93,16 +93,14 @@ def train(arguments: list[str]) -> dict[str, Any]:
 
 def learn_masks(arguments: list[str]) -> dict[str, Any]:
     """Learn masks for a plain classifier that is trained already; its weights stay as they are."""
-    from transformers import HfArgumentParser
-
     from . import task_data, tasks
 
-    parser = HfArgumentParser(
-        task_data.DataArguments, prog="nemo-hf learn-masks", description=learn_masks.__doc__, parents=[_common()]
-    )
+    parser = _data_parser("learn-masks", learn_masks.__doc__, task_data.TrainDataArguments)
     parser.add_argument("checkpoint", help="a trained classifier: a folder or a repository on the Hub")
     parser.add_argument("--output", help="folder for the classifier and its masks; by default the checkpoint's own")
     parser.add_argument("--target_retention", type=float, default=0.2, help="share of neurons that a label may keep")
+    parser.add_argument("--compactness", type=float, default=10.0, help="weight of what a mask has above the target")
+    parser.add_argument("--learning_rate", type=float, default=0.1, help="of the gates (default: %(default)s)")
     parser.add_argument("--num_epochs", type=int, default=10, help="passes over the data (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=64, help="samples per batch (default: %(default)s)")
     parser.add_argument(
@@ -110,8 +108,6 @@ def learn_masks(arguments: list[str]) -> dict[str, Any]:
     )
     parser.add_argument("--skip_first_blocks", type=int, default=1, help="blocks that keep all neurons")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    parser.add_argument("--revision", default="main", help="revision on the Hub")
-    parser.add_argument("--token", help="access token for the Hub")
     data_args, args = parser.parse_args_into_dataclasses(args=arguments)
     report: dict[str, Any] = {}
     from torch.utils.data import DataLoader
@@ -133,8 +129,9 @@ def learn_masks(arguments: list[str]) -> dict[str, Any]:
     batches = DataLoader(
         dataset, args.batch_size, shuffle=True, collate_fn=task_data.collator(processor, columns.is_image)
     )
-    options = ("target_modules", "skip_first_blocks", "target_retention", "num_epochs", "seed")
-    masks = mask_learning.learn_masks(model, batches, **{name: getattr(args, name) for name in options})
+    own = ("target_modules", "skip_first_blocks", "seed")
+    own += ("target_retention", "compactness", "learning_rate", "num_epochs")
+    masks = mask_learning.learn_masks(model, batches, **{name: getattr(args, name) for name in own})
     if args.output is not None:
         model.save_pretrained(output)
         processor.save_pretrained(output)
@@ -147,7 +144,7 @@ def learn_masks(arguments: list[str]) -> dict[str, Any]:
 
 def extract(arguments: list[str]) -> dict[str, Any]:
     """Cut the module for some labels out of a checkpoint; needs the statistics, or masks, beside it, but no data."""
-    parser = _parser("extract", extract.__doc__)
+    parser = _parser("extract", extract.__doc__, _hub())
     parser.add_argument(
         "checkpoint", help="a folder or a repository on the Hub: a modular checkpoint, or one with learnt masks"
     )
@@ -169,8 +166,6 @@ def extract(arguments: list[str]) -> dict[str, Any]:
         "--layout", choices=("ragged", "stock", "auto"), default="ragged", help="stock: the plain class can load it"
     )
     parser.add_argument("--uniform", action="store_true", help="keep the same number of neurons in all blocks")
-    parser.add_argument("--revision", default="main", help="revision on the Hub")
-    parser.add_argument("--token", help="access token for the Hub")
     args = parser.parse_args(arguments)
     report: dict[str, Any] = {}
     from . import ModuleMasks, NeuronStatistics, extract_module, metrics, save_module
@@ -208,17 +203,11 @@ def extract(arguments: list[str]) -> dict[str, Any]:
 
 def evaluate(arguments: list[str]) -> dict[str, Any]:
     """Accuracy of a module, a modular or a plain checkpoint on the samples of its labels."""
-    from transformers import HfArgumentParser
-
     from . import task_data, tasks
 
-    parser = HfArgumentParser(
-        task_data.DataArguments, prog="nemo-hf evaluate", description=evaluate.__doc__, parents=[_common()]
-    )
+    parser = _data_parser("evaluate", evaluate.__doc__, task_data.EvalDataArguments)
     parser.add_argument("checkpoint", help="a folder or a repository on the Hub")
     parser.add_argument("--batch_size", type=int, default=128, help="samples per batch (default: %(default)s)")
-    parser.add_argument("--revision", default="main", help="revision on the Hub")
-    parser.add_argument("--token", help="access token for the Hub")
     data_args, args = parser.parse_args_into_dataclasses(args=arguments)
     report: dict[str, Any] = {}
     from . import collect_statistics, metrics
@@ -254,13 +243,9 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
 
 def report(arguments: list[str]) -> dict[str, Any]:
     """Table, plots and a page about the modules in a modular checkpoint; with a dataset also their accuracies."""
-    from transformers import HfArgumentParser
-
     from . import task_data, tasks
 
-    parser = HfArgumentParser(
-        task_data.OptionalDataArguments, prog="nemo-hf report", description=report.__doc__, parents=[_common()]
-    )
+    parser = _data_parser("report", report.__doc__, task_data.OptionalEvalDataArguments)
     parser.add_argument("checkpoint", help="a modular checkpoint: a folder or a repository on the Hub")
     parser.add_argument("--output", default="nemo-report", help="folder for the report (default: %(default)s)")
     parser.add_argument("--threshold", type=float, default=0.9, help="share of a label's samples that open a neuron")
@@ -268,8 +253,6 @@ def report(arguments: list[str]) -> dict[str, Any]:
         "--max_pair_labels", type=int, default=20, help="no pairs with more labels than these (default: %(default)s)"
     )
     parser.add_argument("--batch_size", type=int, default=128, help="samples per batch (default: %(default)s)")
-    parser.add_argument("--revision", default="main", help="revision on the Hub")
-    parser.add_argument("--token", help="access token for the Hub")
     data_args, args = parser.parse_args_into_dataclasses(args=arguments)
     from . import AutoModularModel, NeuronStatistics
     from .groups import group_names
@@ -387,8 +370,23 @@ def _common() -> argparse.ArgumentParser:
     return parser
 
 
-def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"nemo-hf {name}", description=description, parents=[_common()])
+def _hub() -> argparse.ArgumentParser:
+    """The options of the commands that load a checkpoint."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--revision", default="main", help="revision on the Hub")
+    parser.add_argument("--token", help="access token for the Hub")
+    return parser
+
+
+def _parser(name: str, description: str | None, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"nemo-hf {name}", description=description, parents=[_common(), *parents])
+
+
+def _data_parser(name: str, description: str | None, data: type) -> Any:
+    """Of a command that takes a checkpoint and a dataset."""
+    from transformers import HfArgumentParser
+
+    return HfArgumentParser(data, prog=f"nemo-hf {name}", description=description, parents=[_common(), _hub()])
 
 
 def _name_or_number(text: str, known: Container[str | int]) -> str | int:

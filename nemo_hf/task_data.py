@@ -27,22 +27,13 @@ TRAIN_LENGTH = 128  # tokens, where nothing else is said
 
 
 @dataclass
-class DataArguments:
+class SourceArguments:
     """Where the data are. Columns are found by their types unless they are named."""
 
     dataset_name: str = field(metadata={"help": "A dataset on the Hub, or a local folder in the Hub's layout."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    train_split: str = field(default="train", metadata={"help": "Split to train and to collect statistics on."})
-    eval_split: str | None = field(
-        default=None,
-        metadata={"help": "Split to evaluate on. Defaults to the test split, or else the validation split."},
-    )
     input_column: str | None = field(default=None, metadata={"help": "Column with the images or the texts."})
     label_column: str | None = field(default=None, metadata={"help": "Column with the labels."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on that many random samples only."})
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on the first so many samples only."}
-    )
     max_length: int | None = field(
         default=None,
         metadata={
@@ -53,8 +44,34 @@ class DataArguments:
 
 
 @dataclass
-class OptionalDataArguments(DataArguments):
-    """The same where a command can do without data."""
+class TrainDataArguments(SourceArguments):
+    """Data to train on, or to learn masks from."""
+
+    train_split: str = field(default="train", metadata={"help": "Split to train on, or to learn masks from."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use that many random samples of it only."})
+
+
+@dataclass
+class EvalDataArguments(SourceArguments):
+    """Data to evaluate on."""
+
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "Split to evaluate on. Defaults to the test split, or else the validation split."},
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on the first so many samples only."}
+    )
+
+
+@dataclass
+class DataArguments(TrainDataArguments, EvalDataArguments):
+    """Both."""
+
+
+@dataclass
+class OptionalEvalDataArguments(EvalDataArguments):
+    """Data to evaluate on where a command can do without."""
 
     dataset_name: str | None = field(
         default=None, metadata={"help": "A dataset on the Hub, or a local folder in the Hub's layout."}
@@ -71,7 +88,7 @@ class Columns:
     is_image: bool
 
 
-def load_split(data: DataArguments, split: str | None = None) -> Dataset:
+def load_split(data: SourceArguments, split: str | None = None) -> Dataset:
     """
     One split of the dataset; without a name the test split, or else the validation split.
 
@@ -91,7 +108,7 @@ def load_split(data: DataArguments, split: str | None = None) -> Dataset:
     return splits[candidates[0]]
 
 
-def load_train_split(data: DataArguments, seed: int) -> tuple[Dataset, Columns]:
+def load_train_split(data: TrainDataArguments, seed: int) -> tuple[Dataset, Columns]:
     """
     The split to train on, `max_train_samples` random samples of it, and the columns of the whole split: also labels
     without a sample among these have their names.
@@ -123,7 +140,7 @@ def load_splits(data: DataArguments, seed: int, group_column: str | None) -> tup
     return train, evaluation, columns
 
 
-def load_eval_split(data: DataArguments, group_column: str | None = None) -> tuple[Dataset, Columns]:
+def load_eval_split(data: EvalDataArguments, group_column: str | None = None) -> tuple[Dataset, Columns]:
     """
     The split to evaluate on, the first `max_eval_samples` of it, and its columns. Texts in the group column become
     `ClassLabel`.
@@ -139,7 +156,7 @@ def load_eval_split(data: DataArguments, group_column: str | None = None) -> tup
     return split, columns
 
 
-def _first_samples(split: Dataset, data: DataArguments) -> Dataset:
+def _first_samples(split: Dataset, data: EvalDataArguments) -> Dataset:
     return split.select(range(min(len(split), data.max_eval_samples))) if data.max_eval_samples else split
 
 
@@ -149,7 +166,7 @@ def _feature(dataset: Dataset, column: str) -> Any:
     return dataset.features[column]
 
 
-def find_columns(dataset: Dataset, data: DataArguments) -> Columns:
+def find_columns(dataset: Dataset, data: SourceArguments) -> Columns:
     """
     Find the columns with the inputs and the labels by their types, unless the arguments name them.
 

@@ -217,6 +217,9 @@ def test_learnt_masks_of_a_plain_model(image_run, tmp_path, capsys):
     assert "There is no module_masks.safetensors" in capsys.readouterr().err
 
     learn = ["learn-masks", plain, "--dataset_name", data, "--num_epochs", "6", "--batch_size", "2"]
+    for option, value, text in (("--compactness", "-1", "compactness"), ("--learning_rate", "0", "learning_rate")):
+        assert cli.main([*learn, option, value]) == 1
+        assert text in capsys.readouterr().err
     assert cli.main([*learn, "--json", str(tmp_path / "learn.json")]) == 0
     figures = json.loads((tmp_path / "learn.json").read_text())
     assert 0 < figures["single_label_retention"] < 1
@@ -246,3 +249,19 @@ def test_masks_are_learnt_for_plain_models_and_need_a_folder(image_run, tmp_path
     assert cli.main(["learn-masks", str(image_run / "model"), *data, "--output", str(tmp_path / "out")]) == 1
     assert "This model has mask generators" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("learn-masks", "--eval_split"),
+        ("learn-masks", "--max_eval_samples"),
+        ("evaluate", "--train_split"),
+        ("evaluate", "--max_train_samples"),
+        ("report", "--max_train_samples"),
+    ],
+)
+def test_options_that_a_command_does_not_use_are_refused(image_run, capsys, command, option):
+    arguments = [command, str(image_run / "model"), "--dataset_name", str(image_run / "data"), option, "4"]
+    assert cli.main(arguments) == 1
+    assert f"not used by the HfArgumentParser: ['{option}', '4']" in capsys.readouterr().err
