@@ -67,6 +67,18 @@ class ModelArguments:
         metadata={"help": "For gate activation: mean magnitude from which a neuron is active. By default 0 for ReLU."},
     )
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            [`~nemo_hf.errors.NemoValueError`]: for options of a new model beside a pretrained one.
+        """
+        given = [name for name in ("model_type", "config_overrides", "train_tokenizer") if getattr(self, name)]
+        if self.model_name_or_path is not None and given:
+            raise NemoValueError(
+                f"--{', --'.join(given)} {'is' if len(given) == 1 else 'are'} for a new model, but "
+                f"--model_name_or_path names the pretrained {self.model_name_or_path}. Leave out one or the other."
+            )
+
     def modular_config(self, objective: str) -> ModularConfig:
         """The masks that were asked for, or that an objective needs."""
         return ModularConfig(

@@ -61,6 +61,19 @@ def test_wrong_overrides_are_refused(overrides, text):
         new_model(images(), model_type="vit", config_overrides=overrides)
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"model_type": "vit"}, "--model_type is for a new model"),
+        ({"config_overrides": "hidden_size=8"}, "--config_overrides is for a new model"),
+        ({"config_overrides": "a=8", "train_tokenizer": True}, "--config_overrides, --train_tokenizer are for a new"),
+    ],
+)
+def test_options_of_new_models_are_refused_beside_a_pretrained_one(options, text):
+    with pytest.raises(NemoValueError, match=f"{text}.*names the pretrained some/model. Leave out one"):
+        tasks.ModelArguments(model_name_or_path="some/model", **options)
+
+
 def labelled(column, values, feature, **more):
     features = Features({column: Value("string"), "label": feature, **dict.fromkeys(more, Value("string"))})
     return Dataset.from_dict({column: TEXTS, "label": values, **more}, features=features)
