@@ -70,7 +70,7 @@ def load(args: Arguments, data: task_data.DataArguments) -> tuple[PreTrainedMode
     """The same for a checkpoint and a dataset."""
     train, test, columns = task_data.load_splits(data, args.seed, group_column=None)
     model = tasks.load_checkpoint(args.checkpoint, columns.is_image)
-    processor = tasks.processor_of(args.checkpoint, model)
+    processor = tasks.processor_of(args.checkpoint, model, columns.is_image)
     label2id = ids_by_name(model.config)
     encoded = [task_data.encode(split, columns, processor, label2id, data.max_length) for split in (train, test)]
     return model, *encoded, task_data.collator(processor, columns.is_image)

@@ -123,7 +123,7 @@ def learn_masks(arguments: list[str]) -> dict[str, Any]:
     hub = {"revision": args.revision, "token": args.token}
     split, columns = task_data.load_train_split(data_args, args.seed)
     model = tasks.load_checkpoint(args.checkpoint, columns.is_image, **hub)
-    processor = tasks.processor_of(args.checkpoint, model, **hub)
+    processor = tasks.processor_of(args.checkpoint, model, columns.is_image, **hub)
     dataset = task_data.encode(split, columns, processor, ids_by_name(model.config), data_args.max_length)
     set_seed(args.seed)  # the order of the samples
     batches = DataLoader(
@@ -169,11 +169,10 @@ def extract(arguments: list[str]) -> dict[str, Any]:
     args = parser.parse_args(arguments)
     report: dict[str, Any] = {}
     from . import ModuleMasks, NeuronStatistics, extract_module, metrics, save_module
-    from .auto import load_parent
+    from .auto import load_parent, saved_processor
     from .errors import NemoValueError
     from .labels import ids_by_name
     from .masking import is_masked
-    from .tasks import processor_of
 
     hub = {"revision": args.revision, "token": args.token}
     model = load_parent(args.checkpoint, **hub)
@@ -187,7 +186,7 @@ def extract(arguments: list[str]) -> dict[str, Any]:
     labels = args.labels and [_name_or_number(label, ids_by_name(model.config)) for label in args.labels]
     groups = args.groups and [_name_or_number(group, masks) for group in args.groups]
     module = extract_module(model, masks, labels, gates=args.gates, layout=args.layout, groups=groups)
-    save_module(module, args.output, processing_class=processor_of(args.checkpoint, module, **hub))
+    save_module(module, args.output, processing_class=saved_processor(args.checkpoint, module, **hub))
     report.update(
         labels=module.config.nemo["labels"],
         layout=module.config.nemo["layout"],
@@ -218,7 +217,7 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
     hub = {"revision": args.revision, "token": args.token}
     split, columns = task_data.load_eval_split(data_args)
     model = tasks.load_checkpoint(args.checkpoint, columns.is_image, **hub)
-    processor = tasks.processor_of(args.checkpoint, model, **hub)
+    processor = tasks.processor_of(args.checkpoint, model, columns.is_image, **hub)
     kind, label2id = checkpoint_kind(model.config), ids_by_name(model.config)
     dataset = task_data.encode(
         split, columns, processor, label2id, data_args.max_length, for_module=kind == MODULE_KIND
@@ -265,7 +264,7 @@ def report(arguments: list[str]) -> dict[str, Any]:
     if data_args.dataset_name is not None:
         column = NeuronStatistics.from_pretrained(args.checkpoint, **hub).grouped_by
         split, columns = task_data.load_eval_split(data_args, column)
-        processor = tasks.processor_of(args.checkpoint, model, **hub)
+        processor = tasks.processor_of(args.checkpoint, model, columns.is_image, **hub)
         encoded = task_data.encode(split, columns, processor, ids_by_name(model.config), data_args.max_length, column)
         batches = task_data.dataloader(encoded, processor, columns.is_image, args.batch_size)
         groups = None if column is None else group_names(encoded, column)

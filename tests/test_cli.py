@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from models import LABELS as ANIMALS
+from models import case_of
 from PIL import Image as PillowImage
-from transformers import ViTImageProcessorPil
+from transformers import ASTFeatureExtractor, AutoFeatureExtractor, ViTImageProcessorPil, Wav2Vec2FeatureExtractor
 
-from nemo_hf import AutoModularModel, ModuleMasks, NeuronStatistics, cli, demo, remove_masks
+from nemo_hf import AutoModularModel, ModuleMasks, NeuronStatistics, cli, collect_statistics, demo, remove_masks
 
 
 LABELS = ["dark", "light", "striped"]
@@ -265,3 +267,31 @@ def test_options_that_a_command_does_not_use_are_refused(image_run, capsys, comm
     arguments = [command, str(image_run / "model"), "--dataset_name", str(image_run / "data"), option, "4"]
     assert cli.main(arguments) == 1
     assert f"not used by the HfArgumentParser: ['{option}', '4']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "processor"),
+    [
+        ("ASTForAudioClassification", ASTFeatureExtractor(num_mel_bins=8, max_length=12)),
+        ("Wav2Vec2ForSequenceClassification", Wav2Vec2FeatureExtractor()),
+        ("ViTForImageClassification", None),
+    ],
+    ids=["AST", "Wav2Vec2", "no processor"],
+)
+def test_extract_takes_along_the_processor_that_is_there(tmp_path, image_run, capsys, name, processor):
+    case, parent, module = case_of(name), tmp_path / "parent", tmp_path / "module"
+    model = case.masked(generator_hidden_size=2)
+    model.save_pretrained(parent)
+    if processor is not None:
+        processor.save_pretrained(parent)
+    batch = {**case.inputs(), "labels": torch.tensor([0, 1, 2, 3])}
+    collect_statistics(model, [batch], disable_tqdm=True).save_pretrained(parent)
+    assert cli.main(["extract", str(parent), "--labels", *ANIMALS[:2], "--output", str(module)]) == 0
+    if processor is not None:
+        assert type(AutoFeatureExtractor.from_pretrained(module)) is type(processor)
+        return
+    assert not (module / "preprocessor_config.json").exists()
+    assert cli.main(["evaluate", str(module), "--dataset_name", str(image_run / "data")]) == 1
+    assert (
+        f"There is no image processor in {module} to read the dataset with. Save it there" in capsys.readouterr().err
+    )

@@ -7,6 +7,7 @@ import sys
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
+from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast
 
 from nemo_hf import NemoValueError, task_data, tasks
 
@@ -72,6 +73,39 @@ def test_wrong_overrides_are_refused(overrides, text):
 def test_options_of_new_models_are_refused_beside_a_pretrained_one(options, text):
     with pytest.raises(NemoValueError, match=f"{text}.*names the pretrained some/model. Leave out one"):
         tasks.ModelArguments(model_name_or_path="some/model", **options)
+
+
+@pytest.fixture
+def decoder(tmp_path):
+    """A pretrained GPT-2 as there are many: no token to pad with, neither in the tokenizer nor in the config."""
+    tokenizer = tasks.train_wordpiece(TEXTS, 60, 16)
+    GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, bos_token_id=2, eos_token_id=3).save_pretrained(tmp_path)
+    GPT2ForSequenceClassification(GPT2Config.from_pretrained(tmp_path)).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="[SEP]").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_decoders_without_a_pad_token_pad_with_the_end(decoder):
+    dataset = texts()
+    arguments, columns = tasks.ModelArguments(model_name_or_path=str(decoder)), columns_of(dataset)
+    processor = tasks.load_processor(arguments, columns, dataset, None)
+    model = tasks.load_model(arguments, columns, processor)
+    assert (processor.pad_token, model.config.pad_token_id) == ("[SEP]", processor.convert_tokens_to_ids("[SEP]"))
+
+    trained = tasks.load_checkpoint(str(decoder), is_image=False)
+    processor = tasks.processor_of(str(decoder), trained, is_image=False)
+    for classifier in (model, trained):
+        encoded = task_data.encode(dataset, columns, processor, {"a": 0, "b": 1})
+        batch = next(iter(task_data.dataloader(encoded, processor, False, 2)))
+        assert classifier(**batch).logits.shape[0] == 2
+
+
+def test_a_tokenizer_with_nothing_to_pad_with_is_refused(decoder):
+    backend = tasks.train_wordpiece(TEXTS, 60, 16).backend_tokenizer
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(decoder)
+    model = tasks.load_checkpoint(str(decoder), is_image=False)
+    with pytest.raises(NemoValueError, match="has neither a pad_token nor an eos_token.*Give it one"):
+        tasks.processor_of(str(decoder), model, is_image=False)
 
 
 def labelled(column, values, feature, **more):
