@@ -23,11 +23,10 @@ def demo(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument("--gates", choices=("mean", "binary"), default="mean", help="constant gates of the modules")
     args = parser.parse_args(arguments)
-    report: dict[str, Any] = {}
     from .demo import run_demo
 
     start = time.time()
-    report.update(run_demo(args.output, args.seed, args.gates))
+    report = run_demo(args.output, args.seed, args.gates)
     report["seconds"] = time.time() - start
     print_demo(report, args.output)
     return report
@@ -51,7 +50,6 @@ def train(arguments: list[str]) -> dict[str, Any]:
     )
     model_args, data_args, training_args, *_ = parser.parse_args_into_dataclasses(args=arguments)
     logging.set_verbosity_warning()
-    report: dict[str, Any] = {}
     training_args.remove_unused_columns = False  # images are transformed when they are read
     group_column = training_args.group_column
     train_split, eval_split, columns = task_data.load_splits(data_args, training_args.seed, group_column)
@@ -74,7 +72,7 @@ def train(arguments: list[str]) -> dict[str, Any]:
         modular_config=model_args.modular_config(training_args.objective),
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    report.update(trainer.evaluate())
+    report: dict[str, Any] = trainer.evaluate()
     trainer.save_model()
     trainer.save_state()  # the curves for `nemo-hf report`
     statistics = trainer.collect_statistics(train_dataset)
@@ -167,7 +165,6 @@ def extract(arguments: list[str]) -> dict[str, Any]:
     )
     parser.add_argument("--uniform", action="store_true", help="keep the same number of neurons in all blocks")
     args = parser.parse_args(arguments)
-    report: dict[str, Any] = {}
     from . import ModuleMasks, NeuronStatistics, extract_module, metrics, save_module
     from .auto import load_parent, saved_processor
     from .errors import NemoValueError
@@ -187,14 +184,12 @@ def extract(arguments: list[str]) -> dict[str, Any]:
     groups = args.groups and [_name_or_number(group, masks) for group in args.groups]
     module = extract_module(model, masks, labels, gates=args.gates, layout=args.layout, groups=groups)
     save_module(module, args.output, processing_class=saved_processor(args.checkpoint, module, **hub))
-    report.update(
-        labels=module.config.nemo["labels"],
-        layout=module.config.nemo["layout"],
-        neuron_retention=module.config.nemo["neuron_retention"],
-        parameter_retention=module.config.nemo["parameter_retention"],
-        parameters=metrics.count_parameters(module),
-        bytes=(Path(args.output) / "model.safetensors").stat().st_size,
-    )
+    names = ("labels", "layout", "neuron_retention", "parameter_retention")
+    report = {
+        **{name: module.config.nemo[name] for name in names},
+        "parameters": metrics.count_parameters(module),
+        "bytes": (Path(args.output) / "model.safetensors").stat().st_size,
+    }
     print_values(report)
     print(f"Saved to {args.output}.")
     return report
@@ -208,7 +203,6 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("checkpoint", help="a folder or a repository on the Hub")
     parser.add_argument("--batch_size", type=int, default=128, help="samples per batch (default: %(default)s)")
     data_args, args = parser.parse_args_into_dataclasses(args=arguments)
-    report: dict[str, Any] = {}
     from . import collect_statistics, metrics
     from .config import MODULE_KIND, checkpoint_kind
     from .labels import ids_by_name
@@ -223,13 +217,13 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
         split, columns, processor, label2id, data_args.max_length, for_module=kind == MODULE_KIND
     )
     batches = task_data.dataloader(dataset, processor, columns.is_image, args.batch_size)
-    report.update(
-        kind=kind or "plain",
-        labels=list(model.config.id2label.values()),
-        num_samples=len(dataset),
-        accuracy=tasks.model_accuracy(model, batches),
-        parameters=metrics.count_parameters(model, generators=False),
-    )
+    report = {
+        "kind": kind or "plain",
+        "labels": list(model.config.id2label.values()),
+        "num_samples": len(dataset),
+        "accuracy": tasks.model_accuracy(model, batches),
+        "parameters": metrics.count_parameters(model, generators=False),
+    }
     if is_masked(model):
         statistics = collect_statistics(model, batches)
         masks = statistics.module_masks()
@@ -353,10 +347,13 @@ def main(arguments: list[str] | None = None) -> int:
         report = COMMANDS[name](own_arguments)
         if common.json:
             write_json(common.json, report)
-    except (NemoError, OSError, ValueError) as error:
+    except Exception as error:  # transformers and datasets raise errors of any kind for what does not fit
         if common.debug:
             raise
-        print(f"nemo-hf {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error)
+        if not isinstance(error, NemoError | OSError | ValueError):
+            text = f"{type(error).__name__}: {text} (--debug shows the traceback)"
+        print(f"nemo-hf {name}: error: {' '.join(text.split())}", file=sys.stderr)
         return 1
     return 0
 

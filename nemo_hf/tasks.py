@@ -249,8 +249,10 @@ def accuracy(prediction: Any) -> dict[str, float]:
 
 
 @torch.no_grad()
-def model_accuracy(model: PreTrainedModel, dataloader: DataLoader) -> float:
-    """Accuracy of a model over batches with labels."""
+def model_accuracy(model: PreTrainedModel, dataloader: DataLoader) -> float | None:
+    """Accuracy of a model over batches with labels; `None` where one label leaves nothing to choose between."""
+    if model.config.num_labels == 1:
+        return None
     model.eval()
     hits = total = 0
     for batch in dataloader:

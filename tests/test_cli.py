@@ -103,6 +103,43 @@ def test_evaluate_modular_checkpoint(image_run, tmp_path):
     assert figures["accuracy"] == pytest.approx(trained["eval_accuracy"])
 
 
+def test_a_module_of_one_label_has_no_accuracy(image_run, tmp_path, capsys):
+    module, path = str(tmp_path / "module"), tmp_path / "evaluate.json"
+    assert cli.main(["extract", str(image_run / "model"), "--labels", "light", "--output", module]) == 0
+    data = ["--dataset_name", str(image_run / "data")]
+    assert cli.main(["evaluate", module, *data, "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert (figures["num_samples"], figures["accuracy"]) == (4, None)
+    assert "accuracy –" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("of a config"), RuntimeError("of torch"), KeyError("of a file")], ids=repr
+)
+def test_errors_of_other_libraries_are_one_line_too(monkeypatch, capsys, error):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "info", fail)
+    assert cli.main(["info", "somewhere"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"nemo-hf info: error: {type(error).__name__}: {error} (--debug shows the traceback)"
+    with pytest.raises(type(error)):
+        cli.main(["info", "somewhere", "--debug"])
+
+
+def test_wrong_values_of_a_config_are_one_line(image_run, tmp_path, capsys):
+    data = ["--dataset_name", str(image_run / "data"), "--output_dir", str(tmp_path)]
+    for overrides, text in (
+        ('{"hidden_size": "wide"}', "expected int, got str"),
+        ('{"hidden_act": "sharp"}', "sharp"),
+    ):
+        assert cli.main(["train", "--model_type", "vit", "--config_overrides", overrides, *data, *TRAINING]) == 1
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith("nemo-hf train: error: ")
+        assert text in line
+
+
 def test_text_path_with_a_new_tokenizer(tmp_path):
     (tmp_path / "data").mkdir()
     data = write_dataset(tmp_path / "data", "text", Value("string"), write_text)
@@ -205,6 +242,12 @@ def test_demo_in_small(tmp_path, monkeypatch, capsys):
         "latency_ratio",
     }
     assert all(keys <= set(module) for module in figures["modules"])
+    assert all((module["accuracy"] is None) == (len(module["labels"]) == 1) for module in figures["modules"])
+    for name, has_accuracy in (("3", False), ("-".join(map(str, figures["modules"][-1]["labels"])), True)):
+        config = json.loads((tmp_path / "demo" / "modules" / name / "config.json").read_text())
+        assert ("accuracy" in config["nemo"].get("metrics", {})) == has_accuracy
+        card = (tmp_path / "demo" / "modules" / name / "README.md").read_text()
+        assert ("| accuracy |" in card) == has_accuracy
     assert "Modules are measured as cut, without fine-tuning." in capsys.readouterr().out
 
 
