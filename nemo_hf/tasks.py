@@ -131,13 +131,14 @@ def train_wordpiece(texts: list[str], vocab_size: int, max_length: int) -> PreTr
     A lower-case WordPiece tokenizer in the manner of BERT, trained on the given texts; always the same for the same
     texts.
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
 
     def new(**vocabulary: Any) -> Tokenizer:
         tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", **vocabulary))
         tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+        tokenizer.decoder = decoders.WordPiece()
         return tokenizer
 
     # The trainer numbers letters inside words as it meets them, in the order of a hash map, and breaks ties by number.

@@ -1,8 +1,10 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
 """Data and new models on the command line: columns, labels, configurations, processors."""
 
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
@@ -260,8 +262,14 @@ def test_a_trained_tokenizer_is_the_same_in_every_process():
     assert runs[0].stdout, runs[0].stderr
 
 
+def test_the_example_trains_the_same_tokenizer():
+    script = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "text_classification.py"))
+    assert script["train_wordpiece"] is tasks.train_wordpiece
+
+
 def test_letters_inside_words_are_ordinary_tokens():
     tokenizer = tasks.train_wordpiece(["a ##b ab b", "xyz xyz"], 40, 16)
     assert tokenizer.tokenize("a ##b") == ["a", "#", "#", "b"]
     assert tokenizer.tokenize("XYZ") == ["xyz"]
+    assert tokenizer.decode(tokenizer("abx")["input_ids"], skip_special_tokens=True) == "abx"
     assert set(tokenizer.all_special_tokens) == set(tasks.SPECIAL_TOKENS)
