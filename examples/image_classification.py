@@ -172,18 +172,17 @@ def main():
         processing_class=image_processor,
         compute_metrics=compute_metrics,
     )
-    module_metrics = {
-        "accuracy": module_trainer.evaluate(samples.with_transform(transform))["eval_accuracy"],
-        "neuron_retention": module.config.nemo["neuron_retention"],
-        "parameter_retention": module.config.nemo["parameter_retention"],
-    }
-    trainer.log_metrics(f"module {', '.join(module_labels)}", module_metrics)
+    results = {}
+    if len(module_labels) > 1:  # a module of one label has nothing to choose between
+        results["accuracy"] = module_trainer.evaluate(samples.with_transform(transform))["eval_accuracy"]
+    sizes = {name: module.config.nemo[name] for name in ("neuron_retention", "parameter_retention")}
+    trainer.log_metrics(f"module {', '.join(module_labels)}", {**results, **sizes})
     if trainer.is_world_process_zero():
         save_module(
             module,
             os.path.join(training_args.output_dir, "module"),
             processing_class=image_processor,
-            metrics={"accuracy": module_metrics["accuracy"]},
+            metrics=results,
         )
 
     card = {"tasks": "image-classification", "dataset": data_args.dataset_name}

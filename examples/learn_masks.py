@@ -46,6 +46,13 @@ class Arguments:
     seed: int = field(default=0, metadata={"help": "Of the masks, the selections and the model for the digits."})
 
 
+@dataclass
+class Data(task_data.DataArguments):
+    """Where the data are; for the digits nothing."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub, or a local folder."})
+
+
 def train_on_digits(args: Arguments) -> tuple[PreTrainedModel, Dataset, Dataset, Callable]:
     """A plain model, both splits of its data, and what makes a batch of samples."""
     train, test, _ = demo.load_digits_splits()
@@ -61,10 +68,9 @@ def train_on_digits(args: Arguments) -> tuple[PreTrainedModel, Dataset, Dataset,
 
 def load(args: Arguments, data: task_data.DataArguments) -> tuple[PreTrainedModel, Dataset, Dataset, Callable]:
     """The same for a checkpoint and a dataset."""
-    train, test = task_data.load_train_split(data, args.seed), task_data.load_eval_split(data)
-    columns = task_data.find_columns(train, data)
+    train, test, columns = task_data.load_splits(data, args.seed, group_column=None)
     model = tasks.load_checkpoint(args.checkpoint, columns.is_image)
-    processor = tasks.processor_of(args.checkpoint, model)
+    processor = tasks.processor_of(args.checkpoint, model, columns.is_image)
     label2id = ids_by_name(model.config)
     encoded = [task_data.encode(split, columns, processor, label2id, data.max_length) for split in (train, test)]
     return model, *encoded, task_data.collator(processor, columns.is_image)
@@ -92,7 +98,7 @@ def predict(model: PreTrainedModel, batches: DataLoader) -> tuple[torch.Tensor, 
 
 
 def main() -> None:
-    parser = HfArgumentParser((Arguments, task_data.OptionalDataArguments), description=__doc__)
+    parser = HfArgumentParser((Arguments, Data), description=__doc__)
     args, data = parser.parse_args_into_dataclasses()
     model, train, test, collator = load(args, data) if args.checkpoint else train_on_digits(args)
     model.eval()

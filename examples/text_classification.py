@@ -6,28 +6,18 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from datasets import ClassLabel, load_dataset
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
     HfArgumentParser,
-    PreTrainedTokenizerFast,
     Trainer,
     set_seed,
 )
 
 from nemo_hf import ModularConfig, ModularTrainer, ModularTrainingArguments, extract_module, save_module
-
-
-SPECIAL_TOKENS = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
+from nemo_hf.tasks import train_wordpiece
 
 
 @dataclass
@@ -86,27 +76,6 @@ class DataArguments:
     max_seq_length: int = field(default=128, metadata={"help": "Longer texts are cut to that many tokens."})
 
 
-def train_word_pieces(texts, vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A lower-case WordPiece tokenizer in the manner of BERT, learned from `texts`."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS.values()), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.BertProcessing(
-        *((token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]"))
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=max_length,
-        model_input_names=["input_ids", "attention_mask"],
-        **SPECIAL_TOKENS,
-    )
-
-
 def compute_metrics(prediction):
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     return {"accuracy": float((logits.argmax(-1) == prediction.label_ids).mean())}
@@ -143,9 +112,8 @@ def main():
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     source, revision = model_args.model_name_or_path, model_args.model_revision
     if model_args.train_tokenizer:
-        tokenizer = train_word_pieces(
-            train[data_args.text_column_name], model_args.vocab_size, data_args.max_seq_length
-        )
+        texts = train[data_args.text_column_name]
+        tokenizer = train_wordpiece(texts, model_args.vocab_size, data_args.max_seq_length)
     elif model_args.tokenizer_name:
         tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name)
     else:
@@ -211,18 +179,17 @@ def main():
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_metrics,
     )
-    module_metrics = {
-        "accuracy": module_trainer.evaluate(prepare(samples))["eval_accuracy"],
-        "neuron_retention": module.config.nemo["neuron_retention"],
-        "parameter_retention": module.config.nemo["parameter_retention"],
-    }
-    trainer.log_metrics(f"module {', '.join(module_labels)}", module_metrics)
+    results = {}
+    if len(module_labels) > 1:  # a module of one label has nothing to choose between
+        results["accuracy"] = module_trainer.evaluate(prepare(samples))["eval_accuracy"]
+    sizes = {name: module.config.nemo[name] for name in ("neuron_retention", "parameter_retention")}
+    trainer.log_metrics(f"module {', '.join(module_labels)}", {**results, **sizes})
     if trainer.is_world_process_zero():
         save_module(
             module,
             os.path.join(training_args.output_dir, "module"),
             processing_class=tokenizer,
-            metrics={"accuracy": module_metrics["accuracy"]},
+            metrics=results,
         )
 
     card = {"tasks": "text-classification", "dataset": data_args.dataset_name}

@@ -42,7 +42,7 @@ class Attention:
             instead of keeping it in an attribute.
         cosine (`bool`, *optional*): whether the forward normalises the units of each head of q and of k.
         own_value_size (`bool`, *optional*): whether the forward lets the heads of v have another size than those of q
-            and k.
+            and k. Not with `rotary`.
         windowed (`bool`, *optional*): whether q, k and v see windows as samples.
         reasons (`dict[str, str]`, *optional*): which of `"query"`, `"key"`, `"value"` and `"output"` are never masked
             in this family, and why.
@@ -277,14 +277,8 @@ def _check_entry(architecture: Architecture) -> None:
             f"The architecture {model_type!r} describes the layers of blocks but not where the blocks are: give "
             '`blocks`, such as "encoder.layers.*".'
         )
-    if architecture.attention and not architecture.attention.head_size:
-        raise NemoValueError(f"The attention of the architecture {model_type!r} names no attribute under `head_size`.")
-    unknown = set(architecture.attention.reasons if architecture.attention else ()) - set(ATTENTION_ROLES)
-    if unknown:
-        raise NemoValueError(
-            f"`reasons` in the attention of the architecture {model_type!r} must name {', '.join(ATTENTION_ROLES)}, "
-            f"got {', '.join(map(repr, sorted(unknown)))}."
-        )
+    if architecture.attention:
+        _check_attention(architecture.attention, model_type)
     for chain in architecture.chains:
         if not isinstance(chain, Chain) or not chain.steps:
             raise NemoValueError(f"A chain of the architecture {model_type!r} has no steps: {chain!r}.")
@@ -293,4 +287,20 @@ def _check_entry(architecture: Architecture) -> None:
         raise NemoValueError(
             f"The architecture {model_type!r} describes a `stream`: it needs several chains that write to it, without "
             "a `reader`. Only the last may have one."
+        )
+
+
+def _check_attention(attention: Attention, model_type: str) -> None:
+    if not attention.head_size:
+        raise NemoValueError(f"The attention of the architecture {model_type!r} names no attribute under `head_size`.")
+    if attention.rotary and attention.own_value_size:
+        raise NemoValueError(
+            f"The attention of the architecture {model_type!r} has both `rotary` and `own_value_size`: heads with "
+            "rotary positions are cut to one size for q, k and v. Leave out `own_value_size`; heads of v are then "
+            "padded to the size of those of q and k."
+        )
+    if unknown := set(attention.reasons) - set(ATTENTION_ROLES):
+        raise NemoValueError(
+            f"`reasons` in the attention of the architecture {model_type!r} must name {', '.join(ATTENTION_ROLES)}, "
+            f"got {', '.join(map(repr, sorted(unknown)))}."
         )

@@ -1,5 +1,5 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
-"""[`AutoModularModel`]: load a modular checkpoint with its mask generators."""
+"""[`AutoModularModel`]: load a modular checkpoint with its mask generators; and what lies beside any checkpoint."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from . import slim
 from .config import MODULE_KIND, ModularConfig, checkpoint_kind
 from .errors import CheckpointError, NemoError
+from .files import find_file
 from .masking import apply_masks, is_modular_checkpoint
+from .model_card import PROCESSORS, pipeline_task
 
 
 HUB_NAMES = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")  # the last three: old ones
+OTHER_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 class AutoModularModel:
@@ -96,6 +100,25 @@ def load_parent(source: str | os.PathLike, **hub_kwargs: Any) -> PreTrainedModel
         return AutoModularModel.from_pretrained(source, **hub_kwargs)
     with slim.clear_loading_errors(source), slim.limited_size():
         return model_class(config, str(source)).from_pretrained(source, **hub_kwargs)
+
+
+def saved_processor(source: str | os.PathLike, model: PreTrainedModel, **hub_kwargs: Any) -> Any:
+    """
+    The tokenizer, image processor or feature extractor beside a model, by the task of the model.
+
+    Args:
+        source (`str` or `os.PathLike`): a folder, or a repository on the Hub.
+        model (`PreTrainedModel`): the model in it, or one that takes the same inputs.
+        hub_kwargs: `revision`, `token`, … as everywhere in transformers.
+
+    Returns:
+        The processor; `None` if there is none.
+    """
+    name = PROCESSORS[pipeline_task(model)][0]
+    files = TOKENIZER_FILES if name == "AutoTokenizer" else OTHER_PROCESSOR_FILES
+    if not any(find_file(source, file, optional=True, **hub_kwargs) for file in files):
+        return None
+    return getattr(transformers, name).from_pretrained(source, **hub_kwargs)
 
 
 def load_config(source: str | os.PathLike, **kwargs: Any) -> Any:

@@ -23,11 +23,10 @@ def demo(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument("--gates", choices=("mean", "binary"), default="mean", help="constant gates of the modules")
     args = parser.parse_args(arguments)
-    report: dict[str, Any] = {}
     from .demo import run_demo
 
     start = time.time()
-    report.update(run_demo(args.output, args.seed, args.gates))
+    report = run_demo(args.output, args.seed, args.gates)
     report["seconds"] = time.time() - start
     print_demo(report, args.output)
     return report
@@ -51,11 +50,9 @@ def train(arguments: list[str]) -> dict[str, Any]:
     )
     model_args, data_args, training_args, *_ = parser.parse_args_into_dataclasses(args=arguments)
     logging.set_verbosity_warning()
-    report: dict[str, Any] = {}
     training_args.remove_unused_columns = False  # images are transformed when they are read
     group_column = training_args.group_column
-    train_split, eval_split = task_data.load_splits(data_args, training_args.seed, group_column)
-    columns = task_data.find_columns(train_split, data_args)
+    train_split, eval_split, columns = task_data.load_splits(data_args, training_args.seed, group_column)
     processor = tasks.load_processor(model_args, columns, train_split, data_args.max_length)
     set_seed(training_args.seed)
     model = tasks.load_model(model_args, columns, processor)
@@ -75,7 +72,7 @@ def train(arguments: list[str]) -> dict[str, Any]:
         modular_config=model_args.modular_config(training_args.objective),
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    report.update(trainer.evaluate())
+    report: dict[str, Any] = trainer.evaluate()
     trainer.save_model()
     trainer.save_state()  # the curves for `nemo-hf report`
     statistics = trainer.collect_statistics(train_dataset)
@@ -94,23 +91,19 @@ def train(arguments: list[str]) -> dict[str, Any]:
 
 def learn_masks(arguments: list[str]) -> dict[str, Any]:
     """Learn masks for a plain classifier that is trained already; its weights stay as they are."""
-    from transformers import HfArgumentParser
-
     from . import task_data, tasks
 
-    parser = HfArgumentParser(
-        task_data.DataArguments, prog="nemo-hf learn-masks", description=learn_masks.__doc__, parents=[_common()]
-    )
+    parser = _data_parser("learn-masks", learn_masks.__doc__, task_data.TrainDataArguments)
     parser.add_argument("checkpoint", help="a trained classifier: a folder or a repository on the Hub")
     parser.add_argument("--output", help="folder for the classifier and its masks; by default the checkpoint's own")
     parser.add_argument("--target_retention", type=float, default=0.2, help="share of neurons that a label may keep")
+    parser.add_argument("--compactness", type=float, default=10.0, help="weight of what a mask has above the target")
+    parser.add_argument("--learning_rate", type=float, default=0.1, help="of the gates (default: %(default)s)")
     parser.add_argument("--num_epochs", type=int, default=10, help="passes over the data (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=64, help="samples per batch (default: %(default)s)")
     parser.add_argument("--target_modules", default="all", help="all, ffn, attention, or a regular expression")
     parser.add_argument("--skip_first_blocks", type=int, default=1, help="blocks that keep all neurons")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    parser.add_argument("--revision", default="main", help="revision on the Hub")
-    parser.add_argument("--token", help="access token for the Hub")
     data_args, args = parser.parse_args_into_dataclasses(args=arguments)
     from torch.utils.data import DataLoader
     from transformers import set_seed
@@ -126,17 +119,17 @@ def learn_masks(arguments: list[str]) -> dict[str, Any]:
     elif not output.is_dir():
         raise NemoValueError(f"{args.checkpoint} is no folder: name one for the masks with --output.")
     hub = {"revision": args.revision, "token": args.token}
-    split = task_data.load_train_split(data_args, args.seed)
-    columns = task_data.find_columns(split, data_args)
+    split, columns = task_data.load_train_split(data_args, args.seed)
     model = tasks.load_checkpoint(args.checkpoint, columns.is_image, **hub)
-    processor = tasks.processor_of(args.checkpoint, model, **hub)
+    processor = tasks.processor_of(args.checkpoint, model, columns.is_image, **hub)
     dataset = task_data.encode(split, columns, processor, ids_by_name(model.config), data_args.max_length)
     set_seed(args.seed)  # the order of the samples
     batches = DataLoader(
         dataset, args.batch_size, shuffle=True, collate_fn=task_data.collator(processor, columns.is_image)
     )
-    options = ("target_modules", "skip_first_blocks", "target_retention", "num_epochs", "seed")
-    masks = mask_learning.learn_masks(model, batches, **{name: getattr(args, name) for name in options})
+    own = ("target_modules", "skip_first_blocks", "seed")
+    own += ("target_retention", "compactness", "learning_rate", "num_epochs")
+    masks = mask_learning.learn_masks(model, batches, **{name: getattr(args, name) for name in own})
     if args.output is not None:
         model.save_pretrained(output)
         processor.save_pretrained(output)
@@ -149,7 +142,7 @@ def learn_masks(arguments: list[str]) -> dict[str, Any]:
 
 def extract(arguments: list[str]) -> dict[str, Any]:
     """Cut the module for some labels out of a checkpoint; needs the statistics, or masks, beside it, but no data."""
-    parser = _parser("extract", extract.__doc__)
+    parser = _parser("extract", extract.__doc__, _hub())
     parser.add_argument("checkpoint", help="a modular checkpoint or one with learnt masks: a folder or a repository")
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--labels", nargs="+", help="names or ids of the labels, in the order wanted")
@@ -169,17 +162,13 @@ def extract(arguments: list[str]) -> dict[str, Any]:
         "--layout", choices=("ragged", "stock", "auto"), default="ragged", help="stock: the plain class can load it"
     )
     parser.add_argument("--uniform", action="store_true", help="keep the same number of neurons in all blocks")
-    parser.add_argument("--revision", default="main", help="revision on the Hub")
-    parser.add_argument("--token", help="access token for the Hub")
     args = parser.parse_args(arguments)
-    report: dict[str, Any] = {}
     from . import ModuleMasks, NeuronStatistics, extract_module, metrics, save_module
-    from .auto import load_parent
+    from .auto import load_parent, saved_processor
     from .errors import NemoValueError
     from .labels import ids_by_name
     from .masking import is_masked
     from .replacing import check_folder
-    from .tasks import processor_of
 
     check_folder(args.output)  # before the work
     hub = {"revision": args.revision, "token": args.token}
@@ -194,15 +183,13 @@ def extract(arguments: list[str]) -> dict[str, Any]:
     labels = args.labels and [_name_or_number(label, ids_by_name(model.config)) for label in args.labels]
     groups = args.groups and [_name_or_number(group, masks) for group in args.groups]
     module = extract_module(model, masks, labels, gates=args.gates, layout=args.layout, groups=groups)
-    save_module(module, args.output, processing_class=processor_of(args.checkpoint, module, **hub))
-    report.update(
-        labels=module.config.nemo["labels"],
-        layout=module.config.nemo["layout"],
-        neuron_retention=module.config.nemo["neuron_retention"],
-        parameter_retention=module.config.nemo["parameter_retention"],
-        parameters=metrics.count_parameters(module),
-        bytes=(Path(args.output) / "model.safetensors").stat().st_size,
-    )
+    save_module(module, args.output, processing_class=saved_processor(args.checkpoint, module, **hub))
+    names = ("labels", "layout", "neuron_retention", "parameter_retention")
+    report = {
+        **{name: module.config.nemo[name] for name in names},
+        "parameters": metrics.count_parameters(module),
+        "bytes": (Path(args.output) / "model.safetensors").stat().st_size,
+    }
     print_values(report)
     print(f"Saved to {args.output}.")
     return report
@@ -210,38 +197,33 @@ def extract(arguments: list[str]) -> dict[str, Any]:
 
 def evaluate(arguments: list[str]) -> dict[str, Any]:
     """Accuracy of a module, a modular or a plain checkpoint on the samples of its labels."""
-    from transformers import HfArgumentParser
-
     from . import task_data, tasks
 
-    parser = HfArgumentParser(
-        task_data.DataArguments, prog="nemo-hf evaluate", description=evaluate.__doc__, parents=[_common()]
-    )
+    parser = _data_parser("evaluate", evaluate.__doc__, task_data.EvalDataArguments)
     parser.add_argument("checkpoint", help="a folder or a repository on the Hub")
     parser.add_argument("--batch_size", type=int, default=128, help="samples per batch (default: %(default)s)")
-    parser.add_argument("--revision", default="main", help="revision on the Hub")
-    parser.add_argument("--token", help="access token for the Hub")
     data_args, args = parser.parse_args_into_dataclasses(args=arguments)
-    report: dict[str, Any] = {}
     from . import collect_statistics, metrics
-    from .config import checkpoint_kind
+    from .config import MODULE_KIND, checkpoint_kind
     from .labels import ids_by_name
     from .masking import is_masked
 
     hub = {"revision": args.revision, "token": args.token}
-    split = task_data.load_eval_split(data_args)
-    columns = task_data.find_columns(split, data_args)
+    split, columns = task_data.load_eval_split(data_args)
     model = tasks.load_checkpoint(args.checkpoint, columns.is_image, **hub)
-    processor = tasks.processor_of(args.checkpoint, model, **hub)
-    dataset = task_data.encode(split, columns, processor, ids_by_name(model.config), data_args.max_length)
-    batches = task_data.dataloader(dataset, processor, columns.is_image, args.batch_size)
-    report.update(
-        kind=checkpoint_kind(model.config) or "plain",
-        labels=list(model.config.id2label.values()),
-        num_samples=len(dataset),
-        accuracy=tasks.model_accuracy(model, batches),
-        parameters=metrics.count_parameters(model, generators=False),
+    processor = tasks.processor_of(args.checkpoint, model, columns.is_image, **hub)
+    kind, label2id = checkpoint_kind(model.config), ids_by_name(model.config)
+    dataset = task_data.encode(
+        split, columns, processor, label2id, data_args.max_length, for_module=kind == MODULE_KIND
     )
+    batches = task_data.dataloader(dataset, processor, columns.is_image, args.batch_size)
+    report = {
+        "kind": kind or "plain",
+        "labels": list(model.config.id2label.values()),
+        "num_samples": len(dataset),
+        "accuracy": tasks.model_accuracy(model, batches),
+        "parameters": metrics.count_parameters(model, generators=False),
+    }
     if is_masked(model):
         statistics = collect_statistics(model, batches)
         masks = statistics.module_masks()
@@ -254,13 +236,9 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
 
 def report(arguments: list[str]) -> dict[str, Any]:
     """Table, plots and a page about the modules in a modular checkpoint; with a dataset also their accuracies."""
-    from transformers import HfArgumentParser
-
     from . import task_data, tasks
 
-    parser = HfArgumentParser(
-        task_data.OptionalDataArguments, prog="nemo-hf report", description=report.__doc__, parents=[_common()]
-    )
+    parser = _data_parser("report", report.__doc__, task_data.OptionalEvalDataArguments)
     parser.add_argument("checkpoint", help="a modular checkpoint: a folder or a repository on the Hub")
     parser.add_argument("--output", default="nemo-report", help="folder for the report (default: %(default)s)")
     parser.add_argument("--threshold", type=float, default=0.9, help="share of a label's samples that open a neuron")
@@ -268,8 +246,6 @@ def report(arguments: list[str]) -> dict[str, Any]:
         "--max_pair_labels", type=int, default=20, help="no pairs with more labels than these (default: %(default)s)"
     )
     parser.add_argument("--batch_size", type=int, default=128, help="samples per batch (default: %(default)s)")
-    parser.add_argument("--revision", default="main", help="revision on the Hub")
-    parser.add_argument("--token", help="access token for the Hub")
     data_args, args = parser.parse_args_into_dataclasses(args=arguments)
     from . import AutoModularModel, NeuronStatistics
     from .groups import group_names
@@ -281,9 +257,8 @@ def report(arguments: list[str]) -> dict[str, Any]:
     batches = groups = None
     if data_args.dataset_name is not None:
         column = NeuronStatistics.from_pretrained(args.checkpoint, **hub).grouped_by
-        split = task_data.load_eval_split(data_args, column)
-        columns = task_data.find_columns(split, data_args)
-        processor = tasks.processor_of(args.checkpoint, model, **hub)
+        split, columns = task_data.load_eval_split(data_args, column)
+        processor = tasks.processor_of(args.checkpoint, model, columns.is_image, **hub)
         encoded = task_data.encode(split, columns, processor, ids_by_name(model.config), data_args.max_length, column)
         batches = task_data.dataloader(encoded, processor, columns.is_image, args.batch_size)
         groups = None if column is None else group_names(encoded, column)
@@ -372,10 +347,13 @@ def main(arguments: list[str] | None = None) -> int:
         report = COMMANDS[name](own_arguments)
         if common.json:
             write_json(common.json, report)
-    except (NemoError, OSError, ValueError) as error:
+    except Exception as error:  # transformers and datasets raise errors of any kind for what does not fit
         if common.debug:
             raise
-        print(f"nemo-hf {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error)
+        if not isinstance(error, NemoError | OSError | ValueError):
+            text = f"{type(error).__name__}: {text} (--debug shows the traceback)"
+        print(f"nemo-hf {name}: error: {' '.join(text.split())}", file=sys.stderr)
         return 1
     return 0
 
@@ -388,8 +366,23 @@ def _common() -> argparse.ArgumentParser:
     return parser
 
 
-def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"nemo-hf {name}", description=description, parents=[_common()])
+def _hub() -> argparse.ArgumentParser:
+    """The options of the commands that load a checkpoint."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--revision", default="main", help="revision on the Hub")
+    parser.add_argument("--token", help="access token for the Hub")
+    return parser
+
+
+def _parser(name: str, description: str | None, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"nemo-hf {name}", description=description, parents=[_common(), *parents])
+
+
+def _data_parser(name: str, description: str | None, data: type) -> Any:
+    """Of a command that takes a checkpoint and a dataset."""
+    from transformers import HfArgumentParser
+
+    return HfArgumentParser(data, prog=f"nemo-hf {name}", description=description, parents=[_common(), _hub()])
 
 
 def _name_or_number(text: str, known: Container[str | int]) -> str | int:

@@ -17,9 +17,10 @@ def write_json(path: str, report: dict[str, Any]) -> None:
 
 
 def print_values(report: dict[str, Any]) -> None:
-    """One figure per line."""
+    """One figure per line; a dash for what there is not."""
     for name, value in report.items():
-        print(f"{name:32}{f'{value:.4g}' if isinstance(value, float) else value}")
+        shown = "–" if value is None else f"{value:.4g}" if isinstance(value, float) else value
+        print(f"{name:32}{shown}")
 
 
 def print_modules(modules: Iterable[dict[str, Any]]) -> None:
@@ -50,9 +51,11 @@ def print_demo(report: dict[str, Any], output: str) -> None:
     header = ("labels", f"acc. {report['gates']}", f"acc. {other}", "acc. plain", "neurons", "parameters", "bytes")
     print("  ".join(f"{name:>11}" for name in (*header, "latency", "difference")))
     for module in report["modules"]:
-        several = len(module["labels"]) > 1  # with one label there is nothing to choose between
         accuracies = (module["accuracy"], module["other_gates_accuracy"], module["plain_accuracy"])
-        cells = [",".join(map(str, module["labels"])), *(f"{value:.1%}" if several else "-" for value in accuracies)]
+        cells = [
+            ",".join(map(str, module["labels"])),
+            *("–" if value is None else f"{value:.1%}" for value in accuracies),
+        ]
         cells += [f"{module['neuron_retention']:.1%}", f"{module['parameter_retention']:.1%}", f"{module['bytes']:,}"]
         cells += [f"{module['latency_ratio']:.2f} x", f"{module['logit_difference']:.1e}"]
         print("  ".join(f"{cell:>11}" for cell in cells))

@@ -162,7 +162,8 @@ def run_demo(output: str | os.PathLike, seed: int = 0, gates: Literal["mean", "b
         other = extract_module(modular, masks, labels, gates=OTHER_GATES[gates])
         folder = output / "modules" / "-".join(map(str, labels))
         entry = _measure(module, other, plain, modular, masks, test, labels, gates)
-        save_module(module, folder, processing_class=processor, metrics={"accuracy": entry["accuracy"]})
+        results = {} if entry["accuracy"] is None else {"accuracy": entry["accuracy"]}
+        save_module(module, folder, processing_class=processor, metrics=results)
         report["modules"].append({**entry, "bytes": (folder / "model.safetensors").stat().st_size})
     two = [entry for entry in report["modules"] if len(entry["labels"]) == 2]
     for name in ("accuracy", "other_gates_accuracy", "plain_accuracy"):
@@ -177,9 +178,12 @@ def _logits(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     return model.eval()(pixel_values=pixel_values).logits
 
 
-def _accuracy(model: PreTrainedModel, data: Digits, columns: Sequence[int] | None = None) -> float:
+def _accuracy(model: PreTrainedModel, data: Digits, columns: Sequence[int] | None = None) -> float | None:
+    """`None` where there is one label: nothing to choose between."""
     logits = _logits(model, data.pixel_values)
     logits = logits if columns is None else logits[:, list(columns)]
+    if logits.shape[1] == 1:
+        return None
     return (logits.argmax(-1) == data.labels).float().mean().item()
 
 

@@ -14,18 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import transformers
 from huggingface_hub import CommitInfo, ModelCardData
 from transformers import PreTrainedModel
 
-from .auto import load_config, model_class
+from .auto import load_config, model_class, saved_processor
 from .collection import INDEX_FILE, ModuleEntry, choose_folders, entry_dict, read_entries, read_index, write_index
 from .config import MODULE_KIND, checkpoint_kind
 from .errors import CheckpointError, NemoValueError
 from .files import clear_write_errors
 from .metrics import count_parameters
 from .model_card import (
-    PROCESSORS,
     accuracy_of,
     collection_card,
     module_card,
@@ -218,7 +216,7 @@ def _item(name: str, module: Module, **given: Any) -> _Item:
         raise CheckpointError(f"{folder} holds no module, but another model. Cut modules with `extract_module`.")
     with clear_loading_errors(folder):
         loaded = model_class(config, str(folder)).from_pretrained(folder)
-    given["processing_class"] = given["processing_class"] or _saved_processor(folder, loaded)
+    given["processing_class"] = given["processing_class"] or saved_processor(folder, loaded)
     text = read_text(card)
     if text is None:
         return _Item(loaded, **given)
@@ -240,14 +238,6 @@ def _checked_metrics(metrics: Mapping[str, Any] | None) -> dict[str, Any]:
     if accuracy is not None and not (isinstance(accuracy, int | float) and 0 <= accuracy <= 1):
         raise NemoValueError(f"The accuracy of a module must be a share from 0 to 1, got {accuracy!r}.")
     return plain
-
-
-def _saved_processor(folder: Path, module: PreTrainedModel) -> Any:
-    """The processor in a folder, if there is one."""
-    files = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
-    if not any((folder / name).is_file() for name in files):
-        return None
-    return getattr(transformers, PROCESSORS[pipeline_task(module)][0]).from_pretrained(folder)
 
 
 def _place_collection(remote: Remote, root: Path, items: Mapping[str, _Item], dataset: str | None) -> list[str]:

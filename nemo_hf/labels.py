@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from .errors import NemoValueError
 
 
+REGRESSION = "Regression targets have no classes to organise gates by"
 OTHER_COLUMN = 'Organise them by another column of the dataset: ModularTrainingArguments(group_column="domain").'
 
 
@@ -37,7 +38,7 @@ def check_labels(labels: torch.Tensor, config: PreTrainedConfig) -> None:
         or (one_fraction and config.problem_type != "multi_label_classification")
     ):
         raise NemoValueError(
-            f"Regression targets have no classes to organise gates by: got {given}, with num_labels="
+            f"{REGRESSION}: got {given}, with num_labels="
             f"{config.num_labels} and problem_type={config.problem_type!r}. {OTHER_COLUMN}"
         )
     if labels.dim() == 1 and not labels.is_floating_point():

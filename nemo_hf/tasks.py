@@ -16,12 +16,13 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ViTImageProcessorPil,
 )
 
-from .auto import AutoModularModel
+from .auto import AutoModularModel, saved_processor
 from .config import ModularConfig
 from .errors import NemoValueError
 from .masking import is_modular_checkpoint
@@ -67,6 +68,18 @@ class ModelArguments:
         metadata={"help": "For gate activation: mean magnitude from which a neuron is active. By default 0 for ReLU."},
     )
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            [`~nemo_hf.errors.NemoValueError`]: for options of a new model beside a pretrained one.
+        """
+        given = [name for name in ("model_type", "config_overrides", "train_tokenizer") if getattr(self, name)]
+        if self.model_name_or_path is not None and given:
+            raise NemoValueError(
+                f"--{', --'.join(given)} {'is' if len(given) == 1 else 'are'} for a new model, but "
+                f"--model_name_or_path names the pretrained {self.model_name_or_path}. Leave out one or the other."
+            )
+
     def modular_config(self, objective: str) -> ModularConfig:
         """The masks that were asked for, or that an objective needs."""
         return ModularConfig(
@@ -102,18 +115,30 @@ def load_processor(model: ModelArguments, columns: Columns, train: Dataset, max_
     )
 
 
+def _pad(tokenizer: Any, config: PreTrainedConfig, source: str) -> None:
+    """Decoders such as GPT-2 have no token to fill batches with: take the one that ends a text."""
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise NemoValueError(
+            f"The tokenizer of {source} has neither a pad_token nor an eos_token to fill batches with. Give it one: "
+            "`tokenizer.pad_token = ...`, then `tokenizer.save_pretrained(folder)`."
+        )
+    config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
 def train_wordpiece(texts: list[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
     """
     A lower-case WordPiece tokenizer in the manner of BERT, trained on the given texts; always the same for the same
     texts.
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
 
     def new(**vocabulary: Any) -> Tokenizer:
         tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", **vocabulary))
         tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+        tokenizer.decoder = decoders.WordPiece()
         return tokenizer
 
     # The trainer numbers letters inside words as it meets them, in the order of a hash map, and breaks ties by number.
@@ -132,7 +157,10 @@ def train_wordpiece(texts: list[str], vocab_size: int, max_length: int) -> PreTr
 
 
 def load_model(model: ModelArguments, columns: Columns, processor: Any) -> PreTrainedModel:
-    """The classifier to train, with the labels of the dataset: pretrained (modular ones with their masks) or new."""
+    """
+    The classifier to train, with the labels of the dataset: pretrained (modular ones with their masks) or new. It and
+    its tokenizer get a token to fill batches with if they have none.
+    """
     labels = {
         "num_labels": len(columns.names),
         "id2label": dict(enumerate(columns.names)),
@@ -142,6 +170,8 @@ def load_model(model: ModelArguments, columns: Columns, processor: Any) -> PreTr
     if model.model_name_or_path is not None:
         hub = {"revision": model.revision, "token": model.token}
         config = AutoConfig.from_pretrained(model.model_name_or_path, **hub, **labels)
+        if not columns.is_image:
+            _pad(processor, config, model.model_name_or_path)
         if is_modular_checkpoint(config):
             return AutoModularModel.from_pretrained(model.model_name_or_path, config=config, **hub)
         return auto_class.from_pretrained(model.model_name_or_path, config=config, ignore_mismatched_sizes=True, **hub)
@@ -179,19 +209,38 @@ def _overrides(model: ModelArguments) -> dict[str, Any]:
 def load_checkpoint(checkpoint: str, is_image: bool, **hub_kwargs: Any) -> PreTrainedModel:
     """A trained classifier: a module, a modular model with its masks, or a plain model."""
     config = AutoConfig.from_pretrained(checkpoint, **hub_kwargs)
-    auto_class = AutoModelForImageClassification if is_image else AutoModelForSequenceClassification
-    if type(config) not in auto_class._model_mapping:
-        kind = "image" if is_image else "text"
-        raise NemoValueError(f"{checkpoint} ({config.model_type}) is no {kind} classifier, as the dataset needs.")
+    auto_class = _auto_class(config, is_image, checkpoint)
     if is_modular_checkpoint(config):
         return AutoModularModel.from_pretrained(checkpoint, **hub_kwargs)
     return auto_class.from_pretrained(checkpoint, **hub_kwargs)
 
 
-def processor_of(checkpoint: str, model: PreTrainedModel, **hub_kwargs: Any) -> Any:
-    """The image processor or tokenizer that was saved with a checkpoint."""
-    auto_class = AutoImageProcessor if model.main_input_name == "pixel_values" else AutoTokenizer
-    return auto_class.from_pretrained(checkpoint, **hub_kwargs)
+def processor_of(checkpoint: str, model: PreTrainedModel, is_image: bool, **hub_kwargs: Any) -> Any:
+    """
+    The image processor or tokenizer that was saved with a classifier, to read a dataset with. Both get a token to fill
+    batches of texts with if they have none.
+
+    Raises:
+        [`~nemo_hf.errors.NemoValueError`]: if the classifier reads other data, or there is no processor.
+    """
+    _auto_class(model.config, is_image, checkpoint)
+    processor = saved_processor(checkpoint, model, **hub_kwargs)
+    if processor is None:
+        raise NemoValueError(
+            f"There is no {'image processor' if is_image else 'tokenizer'} in {checkpoint} to read the dataset with. "
+            "Save it there: `processor.save_pretrained(folder)`."
+        )
+    if not is_image:
+        _pad(processor, model.config, checkpoint)
+    return processor
+
+
+def _auto_class(config: PreTrainedConfig, is_image: bool, checkpoint: str) -> Any:
+    auto_class = AutoModelForImageClassification if is_image else AutoModelForSequenceClassification
+    if type(config) not in auto_class._model_mapping:
+        kind = "image" if is_image else "text"
+        raise NemoValueError(f"{checkpoint} ({config.model_type}) is no {kind} classifier, as the dataset needs.")
+    return auto_class
 
 
 def accuracy(prediction: Any) -> dict[str, float]:
@@ -201,8 +250,10 @@ def accuracy(prediction: Any) -> dict[str, float]:
 
 
 @torch.no_grad()
-def model_accuracy(model: PreTrainedModel, dataloader: DataLoader) -> float:
-    """Accuracy of a model over batches with labels."""
+def model_accuracy(model: PreTrainedModel, dataloader: DataLoader) -> float | None:
+    """Accuracy of a model over batches with labels; `None` where one label leaves nothing to choose between."""
+    if model.config.num_labels == 1:
+        return None
     model.eval()
     hits = total = 0
     for batch in dataloader:

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from models import LABELS as ANIMALS
+from models import case_of
 from PIL import Image as PillowImage
-from transformers import ViTImageProcessorPil
+from transformers import ASTFeatureExtractor, AutoFeatureExtractor, ViTImageProcessorPil, Wav2Vec2FeatureExtractor
 
-from nemo_hf import AutoModularModel, ModuleMasks, NeuronStatistics, cli, demo, remove_masks
+from nemo_hf import AutoModularModel, ModuleMasks, NeuronStatistics, cli, collect_statistics, demo, remove_masks
 
 
 LABELS = ["dark", "light", "striped"]
@@ -99,6 +101,43 @@ def test_evaluate_modular_checkpoint(image_run, tmp_path):
     trained = json.loads((image_run / "train.json").read_text())
     assert figures["kind"] == "modular"
     assert figures["accuracy"] == pytest.approx(trained["eval_accuracy"])
+
+
+def test_a_module_of_one_label_has_no_accuracy(image_run, tmp_path, capsys):
+    module, path = str(tmp_path / "module"), tmp_path / "evaluate.json"
+    assert cli.main(["extract", str(image_run / "model"), "--labels", "light", "--output", module]) == 0
+    data = ["--dataset_name", str(image_run / "data")]
+    assert cli.main(["evaluate", module, *data, "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert (figures["num_samples"], figures["accuracy"]) == (4, None)
+    assert "accuracy –" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("of a config"), RuntimeError("of torch"), KeyError("of a file")], ids=repr
+)
+def test_errors_of_other_libraries_are_one_line_too(monkeypatch, capsys, error):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "info", fail)
+    assert cli.main(["info", "somewhere"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"nemo-hf info: error: {type(error).__name__}: {error} (--debug shows the traceback)"
+    with pytest.raises(type(error)):
+        cli.main(["info", "somewhere", "--debug"])
+
+
+def test_wrong_values_of_a_config_are_one_line(image_run, tmp_path, capsys):
+    data = ["--dataset_name", str(image_run / "data"), "--output_dir", str(tmp_path)]
+    for overrides, text in (
+        ('{"hidden_size": "wide"}', "expected int, got str"),
+        ('{"hidden_act": "sharp"}', "sharp"),
+    ):
+        assert cli.main(["train", "--model_type", "vit", "--config_overrides", overrides, *data, *TRAINING]) == 1
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith("nemo-hf train: error: ")
+        assert text in line
 
 
 def test_text_path_with_a_new_tokenizer(tmp_path):
@@ -203,6 +242,12 @@ def test_demo_in_small(tmp_path, monkeypatch, capsys):
         "latency_ratio",
     }
     assert all(keys <= set(module) for module in figures["modules"])
+    assert all((module["accuracy"] is None) == (len(module["labels"]) == 1) for module in figures["modules"])
+    for name, has_accuracy in (("3", False), ("-".join(map(str, figures["modules"][-1]["labels"])), True)):
+        config = json.loads((tmp_path / "demo" / "modules" / name / "config.json").read_text())
+        assert ("accuracy" in config["nemo"].get("metrics", {})) == has_accuracy
+        card = (tmp_path / "demo" / "modules" / name / "README.md").read_text()
+        assert ("| accuracy |" in card) == has_accuracy
     assert "Modules are measured as cut, without fine-tuning." in capsys.readouterr().out
 
 
@@ -217,6 +262,9 @@ def test_learnt_masks_of_a_plain_model(image_run, tmp_path, capsys):
     assert "There is no module_masks.safetensors" in capsys.readouterr().err
 
     learn = ["learn-masks", plain, "--dataset_name", data, "--num_epochs", "6", "--batch_size", "2"]
+    for option, value, text in (("--compactness", "-1", "compactness"), ("--learning_rate", "0", "learning_rate")):
+        assert cli.main([*learn, option, value]) == 1
+        assert text in capsys.readouterr().err
     assert cli.main([*learn, "--json", str(tmp_path / "learn.json")]) == 0
     figures = json.loads((tmp_path / "learn.json").read_text())
     assert 0 < figures["single_label_retention"] < 1
@@ -246,3 +294,47 @@ def test_masks_are_learnt_for_plain_models_and_need_a_folder(image_run, tmp_path
     assert cli.main(["learn-masks", str(image_run / "model"), *data, "--output", str(tmp_path / "out")]) == 1
     assert "This model has mask generators" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("learn-masks", "--eval_split"),
+        ("learn-masks", "--max_eval_samples"),
+        ("evaluate", "--train_split"),
+        ("evaluate", "--max_train_samples"),
+        ("report", "--max_train_samples"),
+    ],
+)
+def test_options_that_a_command_does_not_use_are_refused(image_run, capsys, command, option):
+    arguments = [command, str(image_run / "model"), "--dataset_name", str(image_run / "data"), option, "4"]
+    assert cli.main(arguments) == 1
+    assert f"not used by the HfArgumentParser: ['{option}', '4']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "processor"),
+    [
+        ("ASTForAudioClassification", ASTFeatureExtractor(num_mel_bins=8, max_length=12)),
+        ("Wav2Vec2ForSequenceClassification", Wav2Vec2FeatureExtractor()),
+        ("ViTForImageClassification", None),
+    ],
+    ids=["AST", "Wav2Vec2", "no processor"],
+)
+def test_extract_takes_along_the_processor_that_is_there(tmp_path, image_run, capsys, name, processor):
+    case, parent, module = case_of(name), tmp_path / "parent", tmp_path / "module"
+    model = case.masked(generator_hidden_size=2)
+    model.save_pretrained(parent)
+    if processor is not None:
+        processor.save_pretrained(parent)
+    batch = {**case.inputs(), "labels": torch.tensor([0, 1, 2, 3])}
+    collect_statistics(model, [batch], disable_tqdm=True).save_pretrained(parent)
+    assert cli.main(["extract", str(parent), "--labels", *ANIMALS[:2], "--output", str(module)]) == 0
+    if processor is not None:
+        assert type(AutoFeatureExtractor.from_pretrained(module)) is type(processor)
+        return
+    assert not (module / "preprocessor_config.json").exists()
+    assert cli.main(["evaluate", str(module), "--dataset_name", str(image_run / "data")]) == 1
+    assert (
+        f"There is no image processor in {module} to read the dataset with. Save it there" in capsys.readouterr().err
+    )

@@ -1,6 +1,8 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
 """Promise 8 for masks: bad input gets a clear error."""
 
+import dataclasses
+
 import pytest
 import torch
 import transformers
@@ -167,6 +169,9 @@ def test_register_architecture_checks_its_entry(monkeypatch):
         register_architecture(Architecture(model_type="nonesuch", heads=entry.heads, **fields))
     with pytest.raises(NemoValueError, match="names no model class"):
         register_architecture(Architecture(model_type="bit", heads={}, **fields))
+    both = dataclasses.replace(entry.attention, rotary=True, own_value_size=True)
+    with pytest.raises(NemoValueError, match="'vit' has both `rotary` and `own_value_size`.*Leave out"):
+        register_architecture(dataclasses.replace(entry, attention=both), exist_ok=True)
     wrong = Architecture(model_type="vit", heads=entry.heads, **{**fields, "blocks": "vit.blocks"})
     register_architecture(wrong, exist_ok=True)
     with pytest.raises(

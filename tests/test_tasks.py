@@ -1,12 +1,15 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
 """Data and new models on the command line: columns, labels, configurations, processors."""
 
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
+from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast
 
 from nemo_hf import NemoValueError, task_data, tasks
 
@@ -61,6 +64,52 @@ def test_wrong_overrides_are_refused(overrides, text):
         new_model(images(), model_type="vit", config_overrides=overrides)
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"model_type": "vit"}, "--model_type is for a new model"),
+        ({"config_overrides": "hidden_size=8"}, "--config_overrides is for a new model"),
+        ({"config_overrides": "a=8", "train_tokenizer": True}, "--config_overrides, --train_tokenizer are for a new"),
+    ],
+)
+def test_options_of_new_models_are_refused_beside_a_pretrained_one(options, text):
+    with pytest.raises(NemoValueError, match=f"{text}.*names the pretrained some/model. Leave out one"):
+        tasks.ModelArguments(model_name_or_path="some/model", **options)
+
+
+@pytest.fixture
+def decoder(tmp_path):
+    """A pretrained GPT-2 as there are many: no token to pad with, neither in the tokenizer nor in the config."""
+    tokenizer = tasks.train_wordpiece(TEXTS, 60, 16)
+    GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, bos_token_id=2, eos_token_id=3).save_pretrained(tmp_path)
+    GPT2ForSequenceClassification(GPT2Config.from_pretrained(tmp_path)).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="[SEP]").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_decoders_without_a_pad_token_pad_with_the_end(decoder):
+    dataset = texts()
+    arguments, columns = tasks.ModelArguments(model_name_or_path=str(decoder)), columns_of(dataset)
+    processor = tasks.load_processor(arguments, columns, dataset, None)
+    model = tasks.load_model(arguments, columns, processor)
+    assert (processor.pad_token, model.config.pad_token_id) == ("[SEP]", processor.convert_tokens_to_ids("[SEP]"))
+
+    trained = tasks.load_checkpoint(str(decoder), is_image=False)
+    processor = tasks.processor_of(str(decoder), trained, is_image=False)
+    for classifier in (model, trained):
+        encoded = task_data.encode(dataset, columns, processor, {"a": 0, "b": 1})
+        batch = next(iter(task_data.dataloader(encoded, processor, False, 2)))
+        assert classifier(**batch).logits.shape[0] == 2
+
+
+def test_a_tokenizer_with_nothing_to_pad_with_is_refused(decoder):
+    backend = tasks.train_wordpiece(TEXTS, 60, 16).backend_tokenizer
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(decoder)
+    model = tasks.load_checkpoint(str(decoder), is_image=False)
+    with pytest.raises(NemoValueError, match="has neither a pad_token nor an eos_token.*Give it one"):
+        tasks.processor_of(str(decoder), model, is_image=False)
+
+
 def labelled(column, values, feature, **more):
     features = Features({column: Value("string"), "label": feature, **dict.fromkeys(more, Value("string"))})
     return Dataset.from_dict({column: TEXTS, "label": values, **more}, features=features)
@@ -83,6 +132,35 @@ def test_one_of_several_text_columns_must_be_named():
     assert columns_of(dataset, input_column="answer").inputs == "answer"
     dataset = labelled("text", [0, 1, 0], ClassLabel(names=["no", "yes"]), id=["1", "2", "3"])
     assert columns_of(dataset).inputs == "text"
+
+
+def test_one_of_several_label_columns_must_be_named():
+    classes = ClassLabel(names=["no", "yes"])
+    values = {"text": TEXTS, "coarse_label": [0, 1, 0], "fine_label": [1, 1, 0]}
+    dataset = Dataset.from_dict(values).cast_column("coarse_label", classes).cast_column("fine_label", classes)
+    with pytest.raises(
+        NemoValueError, match="several columns with labels: coarse_label, fine_label. Name the one to use with --label"
+    ):
+        columns_of(dataset)
+    assert columns_of(dataset, label_column="coarse_label").label == "coarse_label"
+    assert columns_of(dataset.add_column("label", [0, 0, 1])).label == "label"
+    assert columns_of(dataset.remove_columns("fine_label")).label == "coarse_label"
+    both = dataset.rename_columns({"coarse_label": "label", "fine_label": "labels"})
+    with pytest.raises(NemoValueError, match="several columns with labels: label, labels"):
+        columns_of(both)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [("data.py", "", "Dataset scripts are no longer supported"), ("train.json", "{", "generating the dataset")],
+    ids=["script", "damaged"],
+)
+def test_folders_that_datasets_cannot_read(tmp_path, name, content, reason):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / name).write_text(content)
+    with pytest.raises(NemoValueError, match=f"cannot be loaded as a dataset: .*{reason}.*with Parquet, CSV or JSON"):
+        task_data.load_split(task_data.DataArguments(str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -112,10 +190,47 @@ def test_a_split_without_labels_is_refused():
         task_data.encode(dataset, columns_of(dataset), tokenizer, {"0": 0, "1": 1})
 
 
+@pytest.fixture
+def many_labels(tmp_path):
+    """A folder whose labels are plain texts: ten in `train`, and one more in `test`."""
+    for split, names in (("train", [f"c{i % 10}" for i in range(60)]), ("test", [f"c{i}" for i in range(11)])):
+        values = {"text": [f"text of {name}" for name in names], "label": [None, *names[1:]]}
+        Dataset.from_dict(values).to_parquet(str(tmp_path / f"{split}-00000-of-00001.parquet"))
+    return task_data.DataArguments(str(tmp_path), max_train_samples=5)
+
+
+def test_names_of_labels_are_those_of_the_whole_split(many_labels):
+    train, evaluation, columns = task_data.load_splits(many_labels, 0, None)
+    assert (len(train), len(evaluation)) == (5, 11)
+    assert columns.names == [f"c{i}" for i in range(10)]
+    assert task_data.load_train_split(many_labels, 0)[1] == columns
+
+
+def test_samples_that_are_left_out_are_counted(many_labels, caplog):
+    _, evaluation, columns = task_data.load_splits(many_labels, 0, None)
+    tokenizer = tasks.train_wordpiece(TEXTS, 60, 16)
+    label2id = {name: i for i, name in enumerate(columns.names)}
+    assert len(task_data.encode(evaluation, columns, tokenizer, label2id)) == 9
+    text = "2 of 11 samples are left out: 1 have no label, the others one that the model does not have (c10)"
+    assert text in caplog.text
+    caplog.clear()
+    task_data.encode(evaluation, columns, tokenizer, {"c2": 0}, for_module=True)  # it is of some labels only
+    assert caplog.text == ""
+
+
 def test_lists_of_labels_are_refused():
     dataset = labelled("text", [[0], [0, 1], []], List(Value("int64")))
     with pytest.raises(NemoValueError, match="does not hold one label for each sample"):
         columns_of(dataset)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "decimal128(4, 1)"])
+def test_fractions_are_no_classes(dtype):
+    dataset = labelled("text", [0.5, 1.25, 3.0], Value("float64")).cast_column("label", Value(dtype))
+    with pytest.raises(NemoValueError, match="Regression targets have no classes .*'label' of .*cast the column"):
+        columns_of(dataset)
+    dataset = labelled("text", [0.0, 1.0, 1.0], Value("float64")).cast_column("label", Value("int64"))
+    assert columns_of(dataset).names == ["0", "1"]
 
 
 def test_texts_are_as_long_as_in_training_unless_said_otherwise():
@@ -147,8 +262,14 @@ def test_a_trained_tokenizer_is_the_same_in_every_process():
     assert runs[0].stdout, runs[0].stderr
 
 
+def test_the_example_trains_the_same_tokenizer():
+    script = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "text_classification.py"))
+    assert script["train_wordpiece"] is tasks.train_wordpiece
+
+
 def test_letters_inside_words_are_ordinary_tokens():
     tokenizer = tasks.train_wordpiece(["a ##b ab b", "xyz xyz"], 40, 16)
     assert tokenizer.tokenize("a ##b") == ["a", "#", "#", "b"]
     assert tokenizer.tokenize("XYZ") == ["xyz"]
+    assert tokenizer.decode(tokenizer("abx")["input_ids"], skip_special_tokens=True) == "abx"
     assert set(tokenizer.all_special_tokens) == set(tasks.SPECIAL_TOKENS)

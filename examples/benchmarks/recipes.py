@@ -14,6 +14,7 @@ DATASETS = {
     "trec": "CogComp/trec",
     "cifar10": "uoft-cs/cifar10",
 }
+LABEL_COLUMNS = {"CogComp/trec": "coarse_label"}  # where there are several; a copy with one needs no name
 
 
 @dataclass(frozen=True)

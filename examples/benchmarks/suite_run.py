@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import transformers
 from magnitude import magnitude_masks
-from recipes import Row
+from recipes import LABEL_COLUMNS, Row
 from suite_data import Task, all_logits, crop_and_flip
 from suite_measure import EVAL_BATCH, Modules
 from torch import nn
@@ -131,7 +131,7 @@ class Run:
         self.arguments = settings
 
     def _load_task(self, dataset: str) -> Task:
-        data = task_data.DataArguments(dataset)
+        data = task_data.DataArguments(dataset, label_column=LABEL_COLUMNS.get(dataset))
         model = tasks.ModelArguments(
             model_type=self.row.model_type, config_overrides=json.dumps(dict(self.row.config)), train_tokenizer=True
         )
