@@ -59,6 +59,10 @@ class ModelArguments:
     skip_first_blocks: int = field(default=1, metadata={"help": "Encoder blocks, from the first, that stay unmasked."})
     generator_hidden_size: int = field(default=16, metadata={"help": "Width of the mask generators; 0: the paper's."})
     generator_init: str = field(default="open", metadata={"help": "Gates start open, or as in the paper."})
+    detach_generator_inputs: bool | None = field(
+        default=None,
+        metadata={"help": "Generators read without a gradient. By default those of linear layers do."},
+    )
     gate: str | None = field(
         default=None,
         metadata={"help": "soft (default) or hard gates, or activation: no generators, the default for moda."},
@@ -87,6 +91,7 @@ class ModelArguments:
             skip_first_blocks=self.skip_first_blocks,
             generator_hidden_size=self.generator_hidden_size or None,
             generator_init=self.generator_init,
+            detach_generator_inputs=self.detach_generator_inputs,
             gate=self.gate or ("activation" if objective == "moda" else "soft"),
             activation_threshold=self.activation_threshold,
         )

@@ -52,7 +52,8 @@ class ModularTrainer(Trainer):
         args ([`ModularTrainingArguments`], *optional*): the arguments.
         trainer_args, trainer_kwargs: the other arguments of `transformers.Trainer`, in its order.
         modular_config ([`ModularConfig`], *optional*): which layers are masked, and how. Defaults to that of a model
-            that has masks, or else to `ModularConfig()`, with `gate="activation"` for the objective `"moda"`.
+            that has masks, or else to `ModularConfig()`, with `gate="activation"` for the objective `"moda"`. Groups
+            need generators that are not detached, and get them unless the config says otherwise.
         teacher_model (`nn.Module`, *optional*): for `DeiTForImageClassificationWithTeacher`: a classifier of the same
             inputs whose `logits` are distilled.
 
@@ -91,11 +92,10 @@ class ModularTrainer(Trainer):
                 "Reentrant checkpointing runs the forward pass without gradients, so that masks would silently not be "
                 'trained. Set activation_checkpointing_kwargs={"use_reentrant": False}.'
             )
-        if modular_config is None and args.objective == "moda" and (model is None or not is_masked(model)):
-            modular_config = ModularConfig(gate="activation")
         if not isinstance(modular_config, ModularConfig | None):
             raise NemoValueError(f"modular_config must be a ModularConfig, got {type(modular_config).__name__}.")
-        self.modular_config = modular_config
+        has_masks = model is not None and is_masked(model)
+        self.modular_config = modular_config if has_masks else args.complete(modular_config)
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
         check_sampling(self.train_dataset, args)
         if args.group_column is not None:

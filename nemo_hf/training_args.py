@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from typing import Any, Literal
 
 from transformers import TrainingArguments
 
+from .config import ModularConfig
 from .errors import NemoValueError
 from .objectives import OBJECTIVE_DEFAULTS
 
@@ -184,3 +185,12 @@ class ModularTrainingArguments(TrainingArguments):
         """The arguments that `TrainingArguments` does not have, by name."""
         known = {field.name for field in fields(TrainingArguments)}
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in known}
+
+    def complete(self, config: ModularConfig | None) -> ModularConfig | None:
+        """What masks must be like for these arguments, where the config leaves it open."""
+        if config is None and self.objective == "moda":
+            return ModularConfig(gate="activation")
+        if self.group_column is not None and (config is None or config.detach_generator_inputs is None):
+            # The task alone need not tell groups apart, so that gates could not.
+            return replace(config or ModularConfig(), detach_generator_inputs=False)
+        return config

@@ -28,6 +28,7 @@ from nemo_hf import (
     metrics,
     record_masks,
 )
+from nemo_hf.masking import modular_config
 from nemo_hf.objectives import ContrastiveLoss
 
 
@@ -328,3 +329,21 @@ def test_collect_statistics_needs_the_names_of_all_groups():
         collect_statistics(VIT.masked(), [{**batch, "domain": torch.full((3, 2), 3)}], names={3: "mail"}, **named)
     with pytest.raises(NemoValueError, match="Two labels have the same name.*Give the groups distinct ones"):
         collect_statistics(VIT.masked(), [batch], names={3: "mail", 9: "mail"}, **named)
+
+
+def test_generators_for_groups_are_attached_unless_the_config_detaches_them(tmp_path):
+    for asked, given in ((None, False), (True, True), (False, False)):
+        config = ModularConfig(detach_generator_inputs=asked)
+        trainer = ModularTrainer(
+            VIT.model(),
+            arguments(tmp_path, group_column="domain"),
+            modular_config=config,
+            train_dataset=GroupedSamples(VIT),
+        )
+        assert modular_config(trainer.model).detach_generator_inputs is given
+    trainer = ModularTrainer(
+        VIT.model(), arguments(tmp_path, group_column="domain"), train_dataset=GroupedSamples(VIT)
+    )
+    assert modular_config(trainer.model).detach_generator_inputs is False
+    trainer = ModularTrainer(VIT.model(), arguments(tmp_path), train_dataset=GroupedSamples(VIT))
+    assert modular_config(trainer.model).detach_generator_inputs is None
