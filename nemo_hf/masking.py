@@ -298,7 +298,7 @@ def record_masks(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
 
 
 @contextlib.contextmanager
-def mix_gates(model: nn.Module, ratio: float, largest: int) -> Iterator[None]:
+def mix_gates(model: nn.Module, ratio: float | None, largest: int) -> Iterator[None]:
     """
     Let samples of a batch share their gates in the forward pass that runs inside the context: a share of them is
     multiplied by the mean gates of several random samples, as the samples of a module for several labels are. What
@@ -306,10 +306,13 @@ def mix_gates(model: nn.Module, ratio: float, largest: int) -> Iterator[None]:
 
     Args:
         model (`nn.Module`): a modular model.
-        ratio (`float`): share of the samples, in [0, 1].
+        ratio (`float` or `None`): share of the samples, in [0, 1]. `None` takes that which is best on held-out data
+            (docs/benchmarks.md): 0.75, or 0.5 with convolutions, where more only makes labels share more neurons.
         largest (`int`): at most so many samples share, from two up.
     """
     state = mask_state(model)
+    if ratio is None:
+        ratio = 0.5 if any(isinstance(layer, MaskedConv2d) for layer in model.modules()) else 0.75
     state.mixing = (ratio, largest) if ratio else None
     try:
         yield

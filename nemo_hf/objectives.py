@@ -295,7 +295,8 @@ def make_objective(name: str, alpha: float, beta: float, temperature: float) -> 
     return {"contrastive": ContrastiveLoss, "nemo": NemoLoss}[name](alpha, temperature)
 
 
-# Where an objective was published, its weights are those of the publication: no size term but MODA's, no warm-up.
+# Where an objective was published, its weights are those of the publication: no size term but MODA's, no warm-up. The
+# share of mixed gates of the contrastive one depends on the model, see `mix_gates`.
 OBJECTIVE_DEFAULTS: dict[str, dict[str, float]] = {
     "contrastive": {
         "alpha": 0.1,
@@ -303,7 +304,6 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, float]] = {
         "compactness": 2.0,
         "target_retention": 0.07,
         "modular_warmup_ratio": 0.25,
-        "gate_mixing_ratio": 0.75,
     },
     "nemo": {
         "alpha": 0.1,

@@ -52,8 +52,7 @@ class ModularTrainer(Trainer):
         args ([`ModularTrainingArguments`], *optional*): the arguments.
         trainer_args, trainer_kwargs: the other arguments of `transformers.Trainer`, in its order.
         modular_config ([`ModularConfig`], *optional*): which layers are masked, and how. Defaults to that of a model
-            that has masks, or else to `ModularConfig()`, with `gate="activation"` for the objective `"moda"`. Groups
-            need generators that are not detached, and get them unless the config says otherwise.
+            that has masks, or else to what the arguments need ([`~ModularTrainingArguments.complete`]).
         teacher_model (`nn.Module`, *optional*): for `DeiTForImageClassificationWithTeacher`: a classifier of the same
             inputs whose `logits` are distilled.
 

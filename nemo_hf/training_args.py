@@ -33,7 +33,8 @@ class ModularTrainingArguments(TrainingArguments):
     The arguments of [`ModularTrainer`]: everything of `transformers.TrainingArguments`, and the modular objective: the
     loss of the task plus the terms of `objective` plus a size term.
 
-    Weights that are not given are those of the objective; afterwards they can be read here.
+    Weights that are not given are those of the objective; afterwards they can be read here, but for
+    `gate_mixing_ratio` of the contrastive one, which depends on the model.
 
     | | `"contrastive"` | `"nemo"` | `"mwt"` | `"moda"` |
     |---|---|---|---|---|
@@ -43,7 +44,7 @@ class ModularTrainingArguments(TrainingArguments):
     | `compactness` | 2.0 | 0 | 0 | 0.3 |
     | `target_retention` | 0.07 | 0.07 | 0.07 | 0 |
     | `modular_warmup_ratio` | 0.25 | 0 | 0 | 0 |
-    | `gate_mixing_ratio` | 0.75 | 0 | 0 | 0 |
+    | `gate_mixing_ratio` | 0.75, with convolutions 0.5 | 0 | 0 | 0 |
 
     Args:
         objective (`"contrastive"`, `"nemo"`, `"mwt"` or `"moda"`, *optional*, defaults to `"contrastive"`):
@@ -156,7 +157,7 @@ class ModularTrainingArguments(TrainingArguments):
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise NemoValueError(f"temperature must be above 0, got {self.temperature!r}.")
         for name, share in SHARES:
-            if not 0 <= getattr(self, name) <= 1:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise NemoValueError(
                     f"{name} is a share of {share} and must be in [0, 1], got {getattr(self, name)!r}."
                 )
@@ -187,7 +188,10 @@ class ModularTrainingArguments(TrainingArguments):
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in known}
 
     def complete(self, config: ModularConfig | None) -> ModularConfig | None:
-        """What masks must be like for these arguments, where the config leaves it open."""
+        """
+        What masks must be like for these arguments, where the config leaves it open: `gate="activation"` for MODA, and
+        generators that are not detached for groups.
+        """
         if config is None and self.objective == "moda":
             return ModularConfig(gate="activation")
         if self.group_column is not None and (config is None or config.detach_generator_inputs is None):
