@@ -47,10 +47,9 @@ class ModularConfig:
             the mean magnitude of its activations (MODA). Only layers with an activation of their own are then masked.
         detach_generator_inputs (`bool` or `None`, *optional*):
             Whether generators read their inputs without a gradient, so that the weights in front of a layer learn from
-            what its gates multiply and not from the gates themselves. `None` detaches those of linear layers and not
-            those of convolutions, which is best for either (docs/benchmarks.md), and none where
-            [`ModularTrainer`] organises gates by groups: the task alone need not tell these apart. Publications do
-            not detach.
+            what its gates multiply and not from the gates themselves. `None` detaches unless convolutions are
+            masked, which is best for either (docs/benchmarks.md), and not where [`ModularTrainer`] organises gates by
+            groups: the task alone need not tell these apart. Publications do not detach.
         activation_threshold (`float` or `None`, *optional*):
             For `gate="activation"`: mean magnitude from which a neuron counts as active. `None` takes 0 behind a ReLU,
             which has exact zeros, and 0.05 behind other activations.

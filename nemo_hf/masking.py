@@ -78,8 +78,11 @@ def apply_masks(model: PreTrainedModel, config: ModularConfig | None = None) -> 
     forward_arguments = list(inspect.signature(encoder.forward).parameters)
     position = forward_arguments.index("attention_mask") if "attention_mask" in forward_arguments else None
     state = MaskState(position)
+    detach = config.detach_generator_inputs
+    if detach is None:
+        detach = not any(isinstance(model.get_submodule(layer.name), nn.Conv2d) for layer in layers)
     for layer in layers:
-        _mask_layer(model, layer, config, state)
+        _mask_layer(model, layer, config, detach, state)
         state.layers.append(layer.name)
         if config.gate == "activation":
             _record_activation(model, layer, config, state)
@@ -345,13 +348,12 @@ def hold_gates(model: nn.Module, gates: Mapping[str, torch.Tensor]) -> Iterator[
         state.held = None
 
 
-def _mask_layer(model: nn.Module, layer: MaskableLayer, config: ModularConfig, state: MaskState) -> None:
+def _mask_layer(model: nn.Module, layer: MaskableLayer, config: ModularConfig, detach: bool, state: MaskState) -> None:
     """Replace one layer, and the norm behind it where that is what the gates multiply."""
     plain = model.get_submodule(layer.name)
     is_convolution = isinstance(plain, nn.Conv2d)
     generator = None
     if config.gate != "activation":
-        detach = not is_convolution if config.detach_generator_inputs is None else config.detach_generator_inputs
         generator = MaskGenerator(
             *layer_sizes(plain),
             config.generator_hidden_size,

@@ -61,7 +61,7 @@ class ModelArguments:
     generator_init: str = field(default="open", metadata={"help": "Gates start open, or as in the paper."})
     detach_generator_inputs: bool | None = field(
         default=None,
-        metadata={"help": "Generators read without a gradient. By default those of linear layers do."},
+        metadata={"help": "Generators read without a gradient. By default they do, but with convolutions or groups."},
     )
     gate: str | None = field(
         default=None,

@@ -1,13 +1,15 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
 """Mask generators: what they cost and how they start."""
 
+import cnns
 import pytest
 import torch
 import transformers
 from models import RESNET, VIT
 
 from nemo_hf import ModularConfig, apply_masks, record_masks
-from nemo_hf.layers import MaskGenerator
+from nemo_hf.layers import MaskedConv2d, MaskedLinear, MaskGenerator
+from nemo_hf.masking import masked_layers
 from nemo_hf.metrics import count_parameters
 
 
@@ -102,3 +104,10 @@ def test_the_task_trains_generators_and_weights_either_way():
     first = "vit.layers.0.mlp.fc1.weight"
     assert gradients[0][first].any()
     assert not torch.allclose(gradients[0][first], gradients[1][first])
+
+
+def test_one_convolution_attaches_the_linear_layers_of_its_model_too():
+    with torch.device("meta"):
+        model = apply_masks(cnns.CifarVGGForImageClassification(cnns.CifarVGGConfig(width_multiplier=0.1)))
+    kinds = {type(layer): layer.mask_generator.detach_inputs for layer in masked_layers(model).values()}
+    assert kinds == {MaskedConv2d: False, MaskedLinear: False}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from models import VIT, modular_parent, module_masks, plain_parent
-from test_full_disk import NOBODY, content
+from test_full_disk import content
 
 from nemo_hf import NemoValueError, cli, extract_module, save_module
 from nemo_hf.collection import INDEX_FILE, write_index
@@ -95,22 +95,14 @@ def test_the_staging_folder_is_on_the_file_system_of_the_target(module, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["module"]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="users are those of Unix")
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="nothing is read-only for root")
 def test_a_folder_that_can_be_written_in_one_that_cannot(module, tmp_path):
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
-            os.chmod(folder, 0o755)
     target = tmp_path / "module"
     target.mkdir()
-    user = os.geteuid()
-    os.chmod(target, 0o777)
     os.chmod(tmp_path, 0o555)
-    if user == 0:
-        os.seteuid(NOBODY)
     try:
         save_module(module, target)
     finally:
-        os.seteuid(user)
         os.chmod(tmp_path, 0o755)
     assert (target / "model.safetensors").exists()
 
