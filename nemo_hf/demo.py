@@ -48,6 +48,7 @@ TRAINING = {
     "save_strategy": "no",
     "logging_strategy": "no",
 }
+COMPACTNESS = 1.0  # half of the default: these trainings are short (docs/results.md)
 OTHER_GATES: dict[str, Literal["mean", "binary"]] = {"mean": "binary", "binary": "mean"}
 RELOAD_SCRIPT = """
 import sys
@@ -131,7 +132,7 @@ def run_demo(output: str | os.PathLike, seed: int = 0, gates: Literal["mean", "b
         Trainer(plain, TrainingArguments(scratch, seed=seed, **TRAINING), train_dataset=train).train()
         trainer = ModularTrainer(
             new_model(seed),
-            ModularTrainingArguments(scratch, seed=seed, **TRAINING),
+            ModularTrainingArguments(scratch, seed=seed, compactness=COMPACTNESS, **TRAINING),
             train_dataset=train,
             eval_dataset=test,
             processing_class=processor,
