@@ -119,14 +119,10 @@ class ModularTrainer(Trainer):
         return ensure_masks(super().call_model_init(trial), self.modular_config)
 
     def _set_up_objective(self) -> None:
-        args, gate = self.args, modular_config(self.model).gate
-        if args.objective == "moda" and gate != "activation":
-            raise NemoValueError(
-                f"objective='moda' organises activations, but the masks of the model have gate={gate!r}. Use "
-                "ModularConfig(gate='activation'), or objective='mwt', which does the same to gates."
-            )
+        args, config = self.args, modular_config(self.model)
+        args.check_masks(config)
         self.modular_objective = make_objective(args.objective, args.alpha, args.beta, args.temperature)
-        self.compactness = CompactnessLoss(args.compactness, args.target_retention, gate == "activation")
+        self.compactness = CompactnessLoss(args.compactness, args.target_retention, config.gate == "activation")
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)

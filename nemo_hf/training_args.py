@@ -9,11 +9,14 @@ from numbers import Real
 from typing import Any, Literal
 
 from transformers import TrainingArguments
+from transformers.utils import logging
 
 from .config import ModularConfig
 from .errors import NemoValueError
 from .objectives import OBJECTIVE_DEFAULTS
 
+
+logger = logging.get_logger(__name__)
 
 # Ends of the names of metrics; with several evaluation sets they begin with the name of one.
 SMALLER_IS_BETTER = (
@@ -194,7 +197,28 @@ class ModularTrainingArguments(TrainingArguments):
         """
         if config is None and self.objective == "moda":
             return ModularConfig(gate="activation")
-        if self.group_column is not None and (config is None or config.detach_generator_inputs is None):
-            # The task alone need not tell groups apart, so that gates could not.
-            return replace(config or ModularConfig(), detach_generator_inputs=False)
-        return config
+        if self.group_column is None:
+            return config
+        config = config or ModularConfig()
+        if config.gate == "activation" or config.detach_generator_inputs is not None:
+            return config
+        return replace(config, detach_generator_inputs=False)  # the task alone need not tell groups apart
+
+    def check_masks(self, config: ModularConfig) -> None:
+        """
+        Whether a model with these masks can be trained with these arguments. Warns of groups that it may not learn.
+
+        Raises:
+            [`~nemo_hf.errors.NemoValueError`]: if the objective organises activations and the masks are gates.
+        """
+        if self.objective == "moda" and config.gate != "activation":
+            raise NemoValueError(
+                f"objective='moda' organises activations, but the masks of the model have gate={config.gate!r}. Use "
+                "ModularConfig(gate='activation'), or objective='mwt', which does the same to gates."
+            )
+        if self.complete(config) != config:
+            logger.warning(
+                "The masks of the model were put on without detach_generator_inputs=False. Unless convolutions are "
+                f"masked, gates may then not learn the groups of {self.group_column!r}, which the task alone need not "
+                "tell apart."
+            )

@@ -1,6 +1,8 @@
 # Copyright 2026 The nemo_hf authors. Licensed under the Apache License, Version 2.0.
 """Gates organised by another column than the labels: training, evaluation, prediction, statistics, bad columns."""
 
+import logging
+
 import datasets
 import pytest
 import torch
@@ -23,6 +25,7 @@ from nemo_hf import (
     ModuleMasks,
     NemoValueError,
     NeuronStatistics,
+    apply_masks,
     collect_statistics,
     files,
     metrics,
@@ -347,3 +350,12 @@ def test_generators_for_groups_are_attached_unless_the_config_detaches_them(tmp_
     assert modular_config(trainer.model).detach_generator_inputs is False
     trainer = ModularTrainer(VIT.model(), arguments(tmp_path), train_dataset=GroupedSamples(VIT))
     assert modular_config(trainer.model).detach_generator_inputs is None
+
+
+def test_masks_put_on_before_groups_are_asked_for_give_a_warning(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    for detach, warned in ((None, True), (False, False), (True, False)):
+        caplog.clear()
+        model = apply_masks(VIT.model(), ModularConfig(detach_generator_inputs=detach))
+        ModularTrainer(model, arguments(tmp_path, group_column="domain"), train_dataset=GroupedSamples(VIT))
+        assert ("detach_generator_inputs" in caplog.text) == warned
